@@ -1,0 +1,145 @@
+/* Groups: how they join, end, and are dropped.
+ *
+ * One participant at a time makes a group: it holds the join word (its slot and generation, by CAS from 0). That is a lock, on a path that is taken once a group,
+ * not once a record; it is given back by a reaper if its holder is proved dead, and nothing but joining waits for it.
+ *
+ * A group that joins while producers run:
+ *   J1  groups_high covers the slot    J2  cursor = tail (provisional)    J3  owner word: SETTLING (producers now count the cursor)
+ *   J4  version + 1                    J5  cursor = tail, read again      J6  owner word: NAMED or PRIVATE; consumers may receive
+ * A producer's scan that ended before J4 may have missed the group, but it found a limit that was true for a tail at or below the one of J5; a scan that ends later
+ * sees another version and starts over (send.c, F4).
+ *
+ * HELD is a real group without a name, at position 0 from the start: until somebody joins, it keeps what was sent. The first to join takes it over with one CAS.
+ */
+#include "ring.h"
+
+#include "event.h"
+#include "os.h"
+
+static uint64_t owner_word(enum group_state state, uint64_t who) { return (uint64_t)state | who; }
+
+/* The index of the named group, or UINT32_MAX. Names are written before NAMED and never changed. */
+uint32_t group_find(struct ring *ring, const char *name, size_t name_bytes)
+{
+    uint64_t high = load_sc(&ring->header->groups_high);
+    for (uint32_t i = 0; i < ring->g.groups && i < high; i++) {
+        struct group *group = &ring->groups[i];
+        if (group_state_of(load_sc(&group->owner)) != GROUP_NAMED || load_relaxed(&group->name_bytes) != name_bytes)
+            continue;
+        if (memcmp(group->name, name, name_bytes) == 0)
+            return i;
+    }
+    return UINT32_MAX;
+}
+
+static void write_name(struct group *group, const char *name, size_t name_bytes)
+{
+    memset(group->name, 0, sizeof group->name);
+    memcpy(group->name, name, name_bytes);
+    store_relaxed(&group->name_bytes, name_bytes);
+}
+
+/* Under the join word. `name` NULL: private, or lossy. */
+static enum ring_result make_group(struct consumer *consumer, const char *name, size_t name_bytes, bool lossy)
+{
+    struct ring *ring = consumer->member.ring;
+    struct header *header = ring->header;
+    uint64_t who = consumer->member.who;
+    enum group_state kind = name ? GROUP_NAMED : lossy ? GROUP_LOSSY : GROUP_PRIVATE;
+    uint64_t final = owner_word(kind, name ? 0 : who);
+    uint32_t i = 0;
+    if (!lossy && load_sc(&ring->groups[0].owner) == GROUP_HELD) {
+        if (name)
+            write_name(&ring->groups[0], name, name_bytes);
+        if (cas_sc(&ring->groups[0].owner, GROUP_HELD, final)) {
+            consumer->group_index = 0;
+            return RING_OK;
+        }
+    }
+    for (i = 0; i < ring->g.groups; i++)
+        if (load_sc(&ring->groups[i].owner) == GROUP_FREE)
+            break;
+    if (i == ring->g.groups) {
+        ring->why = "all slots of groups are taken";
+        return RING_NO_SLOT;
+    }
+    struct group *group = &ring->groups[i];
+    consumer->group_index = i;
+    raise_to(&header->groups_high, i + 1); /* J1 */
+    if (lossy) {
+        store_sc(&group->cursor, load_sc(&header->tail));
+        store_sc(&group->owner, final);
+        return RING_OK;
+    }
+    if (name)
+        write_name(group, name, name_bytes);
+    store_sc(&group->cursor, load_sc(&header->tail));       /* J2 */
+    store_sc(&group->owner, owner_word(GROUP_SETTLING, who)); /* J3 */
+    add_sc(&header->version, 1);                            /* J4 */
+    store_sc(&group->cursor, load_sc(&header->tail));       /* J5 */
+    store_sc(&group->owner, final);                         /* J6 */
+    return RING_OK;
+}
+
+/* `name` NULL: a private group, or (lossy) only an event word. RING_WOULD_BLOCK: somebody else is joining; RING_RETRY cannot happen. */
+enum ring_result group_join(struct consumer *consumer, const char *name, size_t name_bytes, bool lossy)
+{
+    struct ring *ring = consumer->member.ring;
+    shared_u64 *joiner = &ring->header->joiner;
+    enum ring_result result = RING_OK;
+    for (;;) {
+        uint32_t found = name ? group_find(ring, name, name_bytes) : UINT32_MAX;
+        if (found != UINT32_MAX) {
+            consumer->group_index = found;
+            break;
+        }
+        uint64_t holder = load_sc(joiner);
+        if (holder == 0) {
+            if (!cas_sc(joiner, 0, consumer->member.who | 1))
+                continue;
+            found = name ? group_find(ring, name, name_bytes) : UINT32_MAX; /* made while we were not looking */
+            if (found != UINT32_MAX)
+                consumer->group_index = found;
+            else
+                result = make_group(consumer, name, name_bytes, lossy);
+            cas_sc(joiner, consumer->member.who | 1, 0);
+            event_wake(&ring->header->join_event, true, -1);
+            break;
+        }
+        uint32_t value = event_prepare(&ring->header->join_event);
+        if (load_sc(joiner) != holder)
+            continue;
+        os_futex_wait(&ring->header->join_event, value, os_slice_ns < 0 ? -1 : 20 * 1000 * 1000);
+        if (load_sc(joiner) == holder && ring_reap_slot(ring, who_slot(holder)) != RING_OK)
+            return RING_WOULD_BLOCK;
+    }
+    if (result != RING_OK)
+        return result;
+    consumer->group = &ring->groups[consumer->group_index];
+    consumer->private_group = name == NULL;
+    consumer->lossy = lossy;
+    consumer->orphans_seen = UINT64_MAX; /* the first receive looks for orphans */
+    consumer->lossy_position = load_sc(&consumer->group->cursor);
+    store_release(&consumer->member.slot->info, (uint64_t)ROLE_CONSUMER | (uint64_t)(consumer->group_index + 1) << 8);
+    return RING_OK;
+}
+
+/* A private group ends with its consumer; a named one stays. */
+void group_leave(struct consumer *consumer)
+{
+    if (!consumer->private_group)
+        return;
+    uint64_t owner = load_sc(&consumer->group->owner);
+    if (who_of(owner) == consumer->member.who && cas_sc(&consumer->group->owner, owner, GROUP_FREE))
+        event_wake(&consumer->member.ring->header->space_event, true, -1);
+}
+
+/* The group's records hold producers back no longer; its members get RING_DROPPED. */
+enum ring_result group_drop(struct ring *ring, const char *name, size_t name_bytes)
+{
+    uint32_t i = group_find(ring, name, name_bytes);
+    if (i == UINT32_MAX || !cas_sc(&ring->groups[i].owner, GROUP_NAMED, GROUP_DROPPED))
+        return RING_NO_GROUP;
+    ring_wake_everybody(ring);
+    return RING_OK;
+}

@@ -1,0 +1,555 @@
+"""Workers: processes that run one call each, and the supervisor that starts, watches and ends them.
+
+What happens inside a worker is told in ``worker_process.py``, how one is started and found dead in
+``launch.py``. Here is who decides. A worker goes through
+
+    running ──> ended          it returned, or ended because it was asked to
+       │ ▲ └──> failed         it raised, exited with a status, or was killed; for good
+       ▼ │
+      waiting                  restart="on-failure": its next start is due at a known time
+
+and only `Supervisor._tend` moves it, under the supervisor's lock. Whoever has time calls `_tend`: `wait`,
+`terminate` and `check` do in their caller's thread. So a program that only waits for its workers has no other
+thread. One exists only where somebody has to notice at once, whatever the program is doing: for workers
+that are to be restarted, and for those whose `on_ended` is to be prompt. It sleeps in poll(2) on the workers'
+descriptors, without the GIL, and ends with the last such worker. It is stopped while this process forks a
+worker, so that the child inherits no lock in mid-use and Python has no multi-threaded fork to warn of. (A
+*re*start by fork is made in that thread. Where the program has threads with locks, restart with spawn or
+forkserver.)
+
+Ending workers: SIGTERM (and SIGCONT, for the stopped), a grace, SIGKILL. What a worker does after it was
+asked to end is not a failure: its complaints would only be echoes of the first.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, Self
+
+from shmbus.errors import Refused, TimedOut, WorkerFailed
+from shmbus.launch import (
+    Child,
+    Handle,
+    check_start_method,
+    failure_of,
+    interrupts_held,
+    poll,
+    read_all,
+    signals_blocked,
+)
+from shmbus.worker_process import (
+    POKE_SECONDS,
+    UNGUARDED,
+    Brief,
+    Call,
+    ProcessIdentity,
+    Terminated,
+    pack_forked,
+    refuse_unguarded_main,
+    run_forked,
+    start_deaf_thread,
+)
+
+__all__ = [
+    "Handle",
+    "RestartLimits",
+    "Supervisor",
+    "Terminated",
+    "Worker",
+    "WorkerGroup",
+    "run_forked",
+]
+
+GRACE: Final = 3.0
+"""Seconds between SIGTERM and SIGKILL, unless told otherwise."""
+AFTER_KILL: Final = 30.0
+"""Seconds to wait for a process after SIGKILL; only one stuck inside the kernel takes longer."""
+
+
+class Supervisor:
+    """Starts workers, and ends when they have ended.
+
+    As a context manager it waits for its workers when the block ends, and ends them when the block raises.
+
+    Args:
+        grace: seconds that workers have between SIGTERM and SIGKILL.
+        limits: of restarts.
+        prepare: called in each worker before its target; a function at the top level of a module.
+
+    Example:
+        >>> with Supervisor() as supervisor:
+        ...     supervisor.spawn(work, (1, 2), count=4)
+    """
+
+    def __init__(
+        self,
+        *,
+        grace: float = GRACE,
+        limits: RestartLimits | None = None,
+        prepare: Callable[[], None] | None = None,
+    ) -> None:
+        self._grace = grace
+        self._prepare = prepare
+        self._limits = limits or RestartLimits()
+        self._forget()
+
+    def _forget(self) -> None:
+        """Start with nothing: at first, and in a forked child, which has none of its parent's workers."""
+        self._pid = os.getpid()
+        self._lock = threading.RLock()
+        self._groups: list[WorkerGroup] = []
+        self._wakers: list[int] = []
+        self._thread: threading.Thread | None = None
+        self._halted = False
+        self._ending = False
+        self._raised: list[WorkerFailed] = []
+
+    def _own(self) -> None:
+        if self._pid != os.getpid():
+            self._forget()
+
+    @property
+    def workers(self) -> list[Worker]:
+        """Every worker so far, in the order of their start."""
+        self._own()
+        with self._lock:
+            return [worker for group in self._groups for worker in group.workers]
+
+    def failed_groups(self) -> list[WorkerGroup]:
+        """The groups of which no worker is left and some have failed."""
+        self._own()
+        self._tend()
+        with self._lock:
+            return [group for group in self._groups if group.failed]
+
+    # --- starting ---
+
+    def spawn(
+        self,
+        target: Callable[..., object],
+        args: Iterable[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+        *,
+        count: int = 1,
+        start_method: str | None = None,
+        restart: Restart = "never",
+        name: str | None = None,
+        vital: bool | Callable[[], bool] = False,
+        on_ended: Callable[[Worker], None] | None = None,
+        prompt: bool = True,
+        launch: Launch | None = None,
+    ) -> WorkerGroup:
+        """Start `count` workers that call ``target(*args, **kwargs)``, each in its own process.
+
+        Args:
+            target: anything callable; under spawn and forkserver it has to be picklable, as its arguments.
+            args: positional arguments, the same for each worker.
+            kwargs: keyword arguments.
+            count: how many workers.
+            start_method: "fork", "spawn" or "forkserver"; None is the platform's default.
+            restart: "on-failure" starts a worker again that failed, within the supervisor's limits.
+            name: names the workers name-1, name-2, …; the target's name by default.
+            vital: whether others would wait in vain if these had failed; see `check`. A callable is asked
+                when they have.
+            on_ended: called once for each worker, when it has ended for good, in whatever thread notices.
+                It must not raise.
+            prompt: whether `on_ended` is to be called at once, or when somebody waits for the workers.
+            launch: starts the processes instead of multiprocessing (the broker does, for anonymous memory).
+
+        Returns:
+            The new workers.
+
+        Raises:
+            Refused: `count`, `restart` or `start_method` is impossible, or something cannot be pickled;
+                nothing was started.
+            OSError: the machine has no room for another process; those already started were killed.
+        """
+        refuse_unguarded_main()
+        self._own()
+        if not callable(target):
+            raise Refused(f"target={target!r} cannot be called: pass the function itself", setting="target")
+        if count < 1:
+            raise Refused(f"count={count}: a group has at least one worker", setting="count")
+        if restart not in ("never", "on-failure"):
+            raise Refused(f'restart={restart!r}: it is "never" or "on-failure"', setting="restart")
+        method = "broker" if launch else check_start_method(start_method)
+        label = name or getattr(target, "__name__", None) or type(target).__name__
+        call = Call(target, tuple(args), kwargs or {})
+        asked = vital if callable(vital) else lambda: vital
+        group = WorkerGroup(call, method, restart, asked, on_ended, prompt, launch)
+        taken = sum(worker.name.rpartition("-")[0] == label for worker in self.workers)
+        group.workers = [Worker(f"{label}-{taken + number}", group) for number in range(1, count + 1)]
+        _end_with_the_program(self)
+        with interrupts_held(), self._thread_halted(method == "fork"), self._lock:
+            try:
+                for worker in group.workers:
+                    self._start(worker)
+            except BaseException:
+                self._kill_now(group)
+                raise
+            self._groups.append(group)
+            self._notify()
+        return group
+
+    def _start(self, worker: Worker) -> None:
+        group = worker.group
+        parent = ProcessIdentity.own()
+        with interrupts_held(), signals_blocked(group.start_method) as blocked:
+            from multiprocessing.connection import Pipe
+
+            reader, writer = Pipe(duplex=False)
+            try:
+                if group.launch is not None:
+                    payload = pack_forked(group.call, parent, worker.name, self._grace, self._prepare)
+                    worker._handle = group.launch(payload, writer.fileno(), worker.name)
+                else:
+                    brief = Brief(group.call, writer, parent, self._grace, self._prepare, blocked)
+                    worker._handle = Child(group.start_method, brief, worker.name)
+                worker._report = os.dup(reader.fileno())
+            finally:
+                reader.close()
+                writer.close()
+            os.set_blocking(worker._report, False)
+            worker.pid, worker.exit_code, worker._asked = worker._handle.pid, None, False
+            worker._started = time.monotonic()
+            worker.state = "running"
+
+    def _kill_now(self, group: WorkerGroup) -> None:
+        for worker in group.workers:
+            if worker._handle is not None:
+                worker._asked = True
+                worker._handle.kill(signal.SIGKILL)
+                while not worker._handle.ended()[0]:
+                    poll([worker._handle.fileno()], None)
+                self._settle(worker)
+
+    # --- noticing ---
+
+    def _tend(self) -> float | None:
+        """Settle what has ended, start what is due; return the seconds until the next start, if any."""
+        over: list[Worker] = []
+        with self._lock:
+            now = time.monotonic()
+            next_due: float | None = None
+            for group in self._groups:
+                for worker in group.workers:
+                    if worker.state == "running":
+                        self._settle(worker)
+                        if worker.final:
+                            over.append(worker)
+                    if worker.state == "waiting":
+                        if self._ending:
+                            worker.state = "failed"
+                            over.append(worker)
+                        elif worker._due <= now:
+                            self._restart(worker)
+                        else:
+                            next_due = min(worker._due, next_due or worker._due)
+            if over:
+                self._notify()
+        for worker in over:
+            if worker.group.on_ended is not None:
+                worker.group.on_ended(worker)
+        return None if next_due is None else max(0.0, next_due - now)
+
+    def _settle(self, worker: Worker) -> None:
+        """Take note of the end of a running worker's process, if it has ended."""
+        handle = worker._handle
+        assert handle is not None
+        ended, code = handle.ended()
+        if not ended:
+            return
+        failure = failure_of(worker.name, worker.pid, code, read_all(worker._report))
+        handle.close()
+        os.close(worker._report)
+        worker._handle, worker._report, worker.exit_code = None, -1, code
+        if worker._asked or failure is None:
+            worker.state = "ended"
+            return
+        worker.failures.append(failure)
+        worker.state = "failed"
+        if worker.group.restart == "on-failure":
+            self._postpone(worker)
+
+    def _postpone(self, worker: Worker) -> None:
+        """Set the time of a failed worker's next start, or add to its last failure why there is none."""
+        limits, now = self._limits, time.monotonic()
+        if now - worker._started > limits.window:
+            worker._recent.clear()
+        worker._recent = [start for start in worker._recent if now - start <= limits.window]
+        if len(worker._recent) >= limits.most:
+            worker.failures[-1].add_note(
+                f"It was restarted {len(worker._recent)} times within {limits.window:g} s, and is given up."
+            )
+            return
+        delay = min(limits.longest_delay, limits.first_delay * 2 ** len(worker._recent))
+        worker._due = now + delay
+        worker.state = "waiting"
+
+    def _restart(self, worker: Worker) -> None:
+        worker.restarts += 1
+        worker._recent.append(time.monotonic())
+        try:
+            self._start(worker)
+        except Exception as error:  # no process, no descriptor: the machine's trouble may pass
+            message = f"worker {worker.name!r} could not be started again: {error}"
+            worker.failures.append(WorkerFailed(message, name=worker.name))
+            worker.state = "failed"
+            self._postpone(worker)
+        self._notify()
+
+    # --- the thread, and sleeping ---
+
+    def _needs_thread(self) -> bool:
+        return not self._halted and any(
+            group.running and (group.restart == "on-failure" or (group.prompt and group.on_ended is not None))
+            for group in self._groups
+        )
+
+    def _run_thread(self, waker: int) -> None:
+        while True:
+            due = self._tend()
+            with self._lock:
+                if not self._needs_thread():
+                    self._thread = None
+                    self._drop_waker(waker)
+                    return
+                fds = self._running_fds()
+            poll([waker, *fds], due)
+            _drain(waker)
+
+    @contextmanager
+    def _thread_halted(self, halt: bool) -> Iterator[None]:
+        """Run the block with the thread stopped, if `halt`; afterwards it runs if it is needed."""
+        thread = self._thread
+        if halt and thread is not None and thread is not threading.current_thread():
+            with self._lock:
+                self._halted = True
+                self._notify()
+            thread.join()
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._halted = False
+                if self._thread is None and self._needs_thread():
+                    waker = self._new_waker()
+                    self._thread = start_deaf_thread(lambda: self._run_thread(waker), "shmbus supervisor")
+
+    def _running_fds(self) -> list[int]:
+        return [worker._handle.fileno() for worker in self.workers if worker._handle is not None]
+
+    def _new_waker(self) -> int:
+        waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._wakers.append(waker)
+        return waker
+
+    def _drop_waker(self, waker: int) -> None:
+        self._wakers.remove(waker)
+        os.close(waker)
+
+    def _notify(self) -> None:
+        """Make everybody who sleeps look again."""
+        for waker in self._wakers:
+            os.eventfd_write(waker, 1)
+
+    def _sleep_until(self, done: Callable[[], bool], deadline: float | None) -> bool:
+        """Tend until `done`; False if the deadline (monotonic, None: never) came first."""
+        with self._lock:
+            waker = self._new_waker()
+        try:
+            while True:
+                due = self._tend()
+                if done():
+                    return True
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    return False
+                with self._lock:
+                    fds = self._running_fds()
+                poll([waker, *fds], min((t for t in (due, left) if t is not None), default=None))
+                _drain(waker)
+        finally:
+            with self._lock:
+                self._drop_waker(waker)
+
+    # --- waiting and ending ---
+
+    def check(self) -> None:
+        """Raise if a vital group has failed for good; takes microseconds and never waits.
+
+        A group is vital when others would wait in vain without it: consumers, mostly. A call that waits for
+        somebody else's progress calls this now and then.
+
+        Raises:
+            WorkerFailed: no worker of a vital group is left, and some have failed.
+        """
+        self._own()
+        self._tend()
+        with self._lock:
+            failed = [group for group in self._groups if group.failed and group.vital()]
+        if failed:
+            self._raise([worker for worker in failed[0].workers if worker.state == "failed"])
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Wait until every worker has ended, and raise if one failed.
+
+        Args:
+            timeout: seconds; None waits for as long as it takes.
+
+        Raises:
+            WorkerFailed: the first that failed, with its traceback; the others are notes on it. If a vital
+                group has failed entirely, it is raised at once, and the other workers are still running.
+            TimedOut: workers were still running at the end of `timeout`; nothing has changed.
+        """
+        self._own()
+
+        def done() -> bool:
+            if self._all_final():
+                return True
+            self.check()
+            return False
+
+        deadline = None if timeout is None else time.monotonic() + timeout
+        if not self._sleep_until(done, deadline):
+            late = [f"{worker.name} (pid {worker.pid})" for worker in self.workers if not worker.final]
+            raise TimedOut(f"after {timeout:g} s these workers have not ended: {', '.join(late)}")
+        self._join_thread()
+        failed = [worker for worker in self.workers if worker.state == "failed"]
+        new = [worker for worker in failed if worker.failures[-1] not in self._raised]
+        if new:
+            self._raise(new)
+
+    def failures(self) -> list[WorkerFailed]:
+        """The last failure of each worker that failed for good, unless it was raised already."""
+        self._own()
+        self._tend()
+        with self._lock:
+            last = [worker.failures[-1] for worker in self.workers if worker.state == "failed"]
+            return [copy_failure(failure) for failure in last if failure not in self._raised]
+
+    def _raise(self, workers: list[Worker]) -> None:
+        last = [worker.failures[-1] for worker in workers]
+        self._raised += [failure for failure in last if failure not in self._raised]
+        error = copy_failure(last[0])
+        for failure in last[1:]:
+            if not failure.exit_code == error.exit_code == UNGUARDED:  # said once, it is said to all
+                error.add_note(f"Another: {failure}")
+        raise error
+
+    def terminate(self, grace: float | None = None) -> None:
+        """End every worker: SIGTERM, a grace, SIGKILL. Nothing is restarted; what they leave is no failure.
+
+        A SIGINT (Ctrl-C) during the grace kills at once; it is delivered when this call is done.
+
+        Args:
+            grace: seconds; None is the supervisor's own.
+        """
+        self._own()
+        with interrupts_held(self._notify) as interrupts:
+            self._tend()  # what failed before is a failure still
+            self._ending = True
+            try:
+                self._signal(signal.SIGTERM, signal.SIGCONT)
+                deadline = time.monotonic() + (self._grace if grace is None else grace)
+                while not interrupts and not self._all_final() and time.monotonic() < deadline:
+                    poke = min(deadline, time.monotonic() + POKE_SECONDS)
+                    self._sleep_until(lambda: bool(interrupts) or self._all_final(), poke)
+                    self._signal(signal.SIGCONT)
+                self._signal(signal.SIGKILL)
+                if self._sleep_until(self._all_final, time.monotonic() + AFTER_KILL):
+                    self._join_thread()
+            finally:
+                self._ending = False
+
+    def _signal(self, *numbers: int) -> None:
+        with self._lock:
+            for worker in self.workers:
+                if worker._handle is not None:
+                    worker._asked = True
+                    for number in numbers:
+                        worker._handle.kill(number)
+
+    def _join_thread(self) -> None:
+        """The workers have ended, and so does the thread: wait for that too."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._notify()
+            thread.join()
+
+    def _all_final(self) -> bool:
+        return all(worker.final for worker in self.workers)
+
+    def close(self) -> None:
+        """End what still runs; harmless when repeated."""
+        self._own()
+        if not self._all_final():
+            self.terminate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if self._pid != os.getpid():
+            return
+        if error is not None:
+            self.end_after(error)
+            return
+        try:
+            self.wait()
+        except BaseException as raised:
+            self.end_after(raised)
+            raise
+
+    def end_after(self, error: BaseException) -> None:
+        """End every worker because of `error`, and note on it what had failed before.
+
+        Raises:
+            KeyboardInterrupt: of a Ctrl-C meanwhile, unless `error` is one already. The workers have ended.
+        """
+        try:
+            try:
+                self.terminate()
+            except BaseException:  # a Ctrl-C just before terminate() could hold it
+                if not self._all_final():
+                    self.terminate(0)
+                raise
+        except KeyboardInterrupt:
+            if not isinstance(error, KeyboardInterrupt):
+                raise
+        for failure in self.failures():
+            error.add_note(str(failure))
+
+
+def _drain(waker: int) -> None:
+    with suppress(BlockingIOError):
+        os.eventfd_read(waker)
+
+
+_supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()
+
+
+def _end_with_the_program(supervisor: Supervisor) -> None:
+    """End the supervisor's workers at the exit of this program, if nobody has done so.
+
+    Without this, multiprocessing would wait for them there, and they for us.
+    """
+    if not _supervisors:
+        import multiprocessing.util  # noqa: F401  (its own exit function is registered first, and so runs last)
+
+        atexit.unregister(_end_all)
+        atexit.register(_end_all)
+    _supervisors.add(supervisor)
+
+
+def _end_all() -> None:
+    for supervisor in list(_supervisors):
+        supervisor.close()

@@ -1,0 +1,573 @@
+"""The client: requests, threads, forks, and a broker that dies and comes back."""
+
+import gc
+import os
+import select
+import signal
+import socket
+import threading
+import time
+
+import pytest
+from broker_help import FakeFactory, Running, forked, open_descriptors, python, status_of
+
+from shmbus import client as client_module
+from shmbus import client_link, control
+from shmbus.broker_memory import RingFactory
+from shmbus.client import BrokerClient, shared_client
+from shmbus.control_io import receive_some, send_some
+from shmbus.errors import Closed, NoBroker, Refused, TimedOut
+from shmbus.settings import Backing, ChannelSettings
+
+SMALL = ChannelSettings(capacity_bytes=4096)
+
+
+@pytest.fixture
+def path(tmp_path):
+    return str(tmp_path / "b.sock")
+
+
+@pytest.fixture
+def bus(path):
+    with Running(path, RingFactory()) as running:
+        yield running
+
+
+@pytest.fixture
+def client(bus):
+    with BrokerClient(bus.path) as connected:
+        yield connected
+
+
+# Requests ---------------------------------------------------------------------------------------------------
+
+
+def test_a_client_connects_at_its_first_request_and_knows_its_broker_then(bus):
+    with BrokerClient(bus.path) as fresh:
+        assert (fresh.bus_name, fresh.broker_pid) == (None, None)
+        assert fresh.list() == []
+        assert (fresh.bus_name, fresh.broker_pid) == ("bus", os.getpid())
+
+
+@pytest.mark.parametrize("backing", [Backing.MEMFD, Backing.SHM, Backing.FILE])
+def test_a_channel_is_opened_with_its_memory(client, backing, tmp_path):
+    directory = str(tmp_path) if backing is Backing.FILE else None
+    wanted = ChannelSettings(capacity_bytes=8192, groups=("a",), backing=backing, directory=directory)
+    settings, memory = client.open_channel("jobs", wanted)
+    assert settings == memory.settings == wanted
+    again, other = client.open_channel("jobs")
+    assert again == wanted
+    assert other is not memory
+    assert other.identity == memory.identity == client.list()[0]["identity"]
+    memory.close()
+    other.close()
+    client.remove("jobs")
+
+
+def test_making_finding_closing_and_dropping(client):
+    wanted = ChannelSettings(capacity_bytes=4096, groups=("a", "b"))
+    assert client.make_channel("jobs", wanted) == wanted
+    assert client.make_channel("jobs", create=False) == wanted
+    _, memory = client.open_channel("jobs")
+    client.drop_group("jobs", "a")
+    with pytest.raises(Refused, match="'a'"):
+        client.drop_group("jobs", "a")
+    assert not memory.is_closed()
+    client.close_channel("jobs")
+    assert memory.is_closed()
+    memory.close()
+    with pytest.raises(Refused, match="did you mean 'jobs'"):
+        client.make_channel("job", create=False)
+
+
+def test_a_removed_channel_is_closed_for_those_who_have_it_open(client):
+    _, memory = client.open_channel("jobs", SMALL)
+    client.remove("jobs")
+    assert memory.is_closed()
+    assert client.list() == []
+    memory.close()
+
+
+def test_statistics_arrive_whole(client):
+    client.make_channel("jobs", SMALL)
+    assert client.stats("jobs")["ring"]["capacity_bytes"] == 4096
+    assert client.stats()["channels"] == 1
+
+
+def test_a_long_list_is_put_together_from_its_pages(path):
+    settings = ChannelSettings(capacity_bytes=4096, groups=tuple(f"{index:048}" for index in range(32)))
+    with Running(path, FakeFactory()), BrokerClient(path) as client:
+        names = [f"{index:0128}" for index in range(400)]
+        for name in names:
+            client.make_channel(name, settings)
+        assert [row["name"] for row in client.list()] == names
+
+
+def test_a_refusal_leaves_the_connection_as_it_was(client):
+    client.connect()
+    before = open_descriptors()
+    for _ in range(3):
+        with pytest.raises(Refused):
+            client.make_channel("jobs", create=False)
+    assert client.list() == []
+    assert open_descriptors() == before
+
+
+def test_a_mistake_in_a_request_is_found_here(client):
+    with pytest.raises(Refused, match="MAX_FRAME_BYTES"):
+        client.spawn(bytes(2 << 20), 1)
+    assert client.list() == []
+
+
+def test_many_threads_share_one_client(client):
+    errors = []
+
+    def work(number):
+        try:
+            for turn in range(10):
+                name = f"c{number}.{turn}"
+                client.make_channel(name, SMALL)
+                _, memory = client.open_channel(name)
+                memory.close()
+                client.remove(name)
+                client.tend()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert errors == []
+    assert client.list() == []
+    assert client.stats()["clients"] == 1
+
+
+def test_a_closed_client_says_so(client):
+    client.connect()
+    client.close()
+    client.close()
+    assert client.closed
+    with pytest.raises(Closed, match="closed"):
+        client.list()
+    assert client.tend() is False
+
+
+def test_endpoints_of_one_bus_share_a_client(bus):
+    one = shared_client(bus.path)
+    assert shared_client(bus.path) is one
+    one.close()
+    other = shared_client(bus.path)
+    assert other is not one
+    assert other.list() == []
+    other.close()
+
+
+def test_a_client_closes_every_descriptor_that_it_was_given(client):
+    client.connect()
+    before = open_descriptors()
+    _, memory = client.open_channel("jobs", SMALL)
+    memory.close()
+    client.remove("jobs")
+    assert open_descriptors() == before
+
+
+# Without an answer ------------------------------------------------------------------------------------------
+
+
+def test_nobody_at_the_path_is_no_broker(path):
+    with pytest.raises(NoBroker, match=r"no broker answers at .*b\.sock \(No such file") as nobody:
+        BrokerClient(path).list()
+    assert nobody.value.path == path
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    with pytest.raises(NoBroker, match="Connection refused"):
+        BrokerClient(path).list()
+
+
+def test_for_a_named_bus_the_error_says_how_to_start_its_broker(unique):
+    with pytest.raises(NoBroker, match=f"shmbus broker --bus {unique}"):
+        BrokerClient(client_module.socket_path(unique)).list()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_socket_that_is_closed_to_this_user_is_refused(bus):
+    def enter():
+        os.setuid(12345)
+        with pytest.raises(Refused, match="mode"):
+            BrokerClient(bus.path).list()
+
+    folder = os.path.dirname(bus.path)
+    for _ in range(3):
+        os.chmod(folder, 0o711)
+        folder = os.path.dirname(folder)
+    assert status_of(forked(enter)) == 0
+
+
+@pytest.fixture
+def mute(path):
+    """A socket that somebody listens at who never says anything."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+        listener.listen()
+        yield listener
+
+
+def listing_fails_with(kind, client):
+    """A thread in which a request fails so."""
+
+    def work():
+        with pytest.raises(kind):
+            client.list()
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    return thread
+
+
+def test_a_broker_that_does_not_answer_is_timed_out_of(mute, path):
+    with BrokerClient(path, timeout=0.05) as client:
+        before = open_descriptors()
+        with pytest.raises(TimedOut, match=r"within 0\.05 seconds; is it stopped"):
+            client.list()
+        assert open_descriptors() == before
+
+
+def test_a_broker_that_accepts_nobody_is_timed_out_of(path):
+    with socket.socket(socket.AF_UNIX) as full, socket.socket(socket.AF_UNIX) as first:
+        full.bind(path)
+        full.listen(0)
+        first.connect(path)
+        with (
+            BrokerClient(path, timeout=0.05) as client,
+            pytest.raises(TimedOut, match="accepts no connections"),
+        ):
+            client.list()
+
+
+def test_tending_never_waits_for_a_broker_that_does_not_answer(mute, path):
+    with BrokerClient(path, timeout=0.01) as client:
+        assert client.tend() is False  # it has never been connected: there is nothing to look after
+        with pytest.raises(TimedOut):
+            client.list()
+        client._link._retry_at = 0.0
+        assert client.tend() is True  # connected, as far as can be told
+        for _ in range(100):
+            assert client.tend() is True
+
+
+def test_tending_does_not_wait_for_a_thread_that_has_the_connection(mute, path):
+    with BrokerClient(path, timeout=None) as client:
+        thread = listing_fails_with(NoBroker, client)
+        accepted, _ = mute.accept()
+        assert client.tend() is True
+        accepted.close()
+        thread.join()
+
+
+@pytest.mark.parametrize("answer", [b"HTTP/1.1 400 Bad Request\r\n\r\n", control.encode_frame({"reply": 5})])
+def test_what_answers_like_no_broker_is_refused(mute, path, answer):
+    with BrokerClient(path) as client:
+        thread = listing_fails_with(Refused, client)
+        accepted, _ = mute.accept()
+        accepted.sendall(answer)
+        thread.join()
+        accepted.close()
+
+
+class Scripted:
+    """A broker of one connection that answers so many requests and then hangs up."""
+
+    def __init__(self, listener, answers):
+        self.listener = listener
+        self.answers = answers
+        self.seen = []
+        self.thread = threading.Thread(target=self._run)
+        self.thread.start()
+
+    def _run(self):
+        for answers in self.answers:
+            connected, _ = self.listener.accept()
+            server = control.ServerConnection()
+            left = answers
+            while True:
+                request = server.next_request()
+                if request is None:
+                    data, descriptors = receive_some(connected)
+                    if not data:
+                        break
+                    server.receive(data, descriptors)
+                    continue
+                for fd in request.descriptors:
+                    os.close(fd)
+                self.seen.append(request.name)
+                if left == 0:
+                    break
+                left -= 1
+                fields = {
+                    "hello": {"bus": "b", "pid": 1, "embedded": False, "instance": b""},
+                    "list": {"channels": [], "more": False},
+                    "remove": {},
+                }[request.name]
+                send_some(connected, server.reply(request, fields))
+            connected.close()
+
+
+def test_a_request_that_was_lost_with_the_broker_is_repeated_if_that_makes_no_difference(mute, path):
+    broker = Scripted(mute, [2, 2])
+    with BrokerClient(path) as client:
+        assert client.list() == []
+        assert client.list() == []
+        assert broker.seen == ["hello", "list", "list", "hello", "list"]
+    broker.thread.join()
+
+
+def test_a_request_that_may_have_been_carried_out_is_not_repeated(mute, path):
+    broker = Scripted(mute, [2])
+    with BrokerClient(path) as client:
+        assert client.list() == []
+        with pytest.raises(NoBroker, match="asked to remove; whether it has done so is not known"):
+            client.remove("jobs")
+    broker.thread.join()
+    assert broker.seen == ["hello", "list", "remove"]
+
+
+def test_a_request_that_is_lost_on_a_fresh_connection_is_given_up(mute, path):
+    broker = Scripted(mute, [1])
+    with BrokerClient(path) as client, pytest.raises(NoBroker, match="has ended"):
+        client.list()
+    broker.thread.join()
+
+
+def test_an_interrupted_request_leaves_no_answer_for_the_next(bus, monkeypatch):
+    with BrokerClient(bus.path) as client:
+        client.connect()
+        real = client_link.Link._await
+
+        def interrupted(self, event, deadline):
+            monkeypatch.setattr(client_link.Link, "_await", real)
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(client_link.Link, "_await", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            client.make_channel("jobs", SMALL)
+        assert [row["name"] for row in client.list()] in (["jobs"], [])
+
+
+class RungError(Exception):
+    pass
+
+
+def ring(*_):
+    raise RungError
+
+
+def test_a_signal_ends_the_wait_for_an_answer(mute, path):
+    before = signal.signal(signal.SIGUSR1, ring)
+    main = threading.main_thread().ident
+
+    def broker():
+        with mute.accept()[0] as accepted:
+            came = b""
+            while b"after" not in came:  # the last of what is sent before the wait
+                came += accepted.recv(1000)
+            signal.pthread_kill(main, signal.SIGUSR1)
+            assert accepted.recv(1) == b""
+
+    thread = threading.Thread(target=broker)
+    thread.start()
+    try:
+        with BrokerClient(path) as client, pytest.raises(RungError):
+            client.list()
+        thread.join()
+    finally:
+        signal.signal(signal.SIGUSR1, before)
+
+
+# Forks ------------------------------------------------------------------------------------------------------
+
+
+def test_a_forked_child_connects_afresh(bus, client):
+    client.connect()
+
+    def work():
+        assert client.bus_name is None
+        assert client.stats()["clients"] == 2
+        pids = {process["pid"] for process in client.stats()["processes"]}
+        assert os.getpid() in pids
+
+    assert status_of(forked(work)) == 0
+    assert client.list() == []
+
+
+def test_a_fork_in_the_middle_of_a_request_hurts_neither_side(mute, path):
+    with BrokerClient(path, timeout=None) as client:
+        thread = listing_fails_with(NoBroker, client)
+        accepted, _ = mute.accept()
+        accepted.recv(1)  # the request is on its way, and the thread has the lock
+
+        def work():
+            client._link._timeout = 0.01
+            with pytest.raises(TimedOut):
+                client.list()
+
+        child = forked(work)
+        assert status_of(child) == 0
+        accepted.close()
+        thread.join()
+
+
+def test_a_child_that_goes_away_does_not_end_its_parents_connection(bus, client):
+    client.connect()
+    instance = client._link._socket
+    assert status_of(forked(lambda: None)) == 0
+    assert client.list() == []
+    assert client._link._socket is instance
+
+
+# A broker that dies and comes back --------------------------------------------------------------------------
+
+
+def test_a_restarted_broker_gets_its_channels_back_at_the_next_request(path):
+    with BrokerClient(path) as client:
+        first = Running(path, RingFactory(), listed=True)
+        _, memory = client.open_channel("jobs", SMALL)
+        first.stop(like_a_kill=True)
+        with pytest.raises(NoBroker):
+            client.list()
+        with Running(path, RingFactory(), listed=True):
+            (row,) = client.list()
+            assert (row["name"], row["identity"]) == ("jobs", memory.identity)
+            with BrokerClient(path) as other:
+                settings, found = other.open_channel("jobs", create=False)
+                assert (settings, found.identity) == (SMALL, memory.identity)
+                found.close()
+            client.remove("jobs")
+            assert memory.is_closed()
+            memory.close()
+
+
+def until(condition):
+    """The slow path of a channel, again and again."""
+    while not condition():
+        select.select([], [], [], 0.001)
+
+
+def test_tending_gives_channels_back_without_a_request(path, monkeypatch):
+    monkeypatch.setattr(client_link, "RETRY_SECONDS", 0.001)
+    monkeypatch.setattr(client_link, "RETRY_MOST_SECONDS", 0.001)
+    with BrokerClient(path) as client:
+        first = Running(path, RingFactory())
+        client._link._retry_seconds = 0.001
+        _, memory = client.open_channel("jobs", SMALL)
+        assert client.tend() is True
+        first.stop(like_a_kill=True)
+        assert client.tend() is False
+        assert client.tend() is False
+        with Running(path, RingFactory()), BrokerClient(path) as other:
+            until(client.tend)
+            until(lambda: [row["identity"] for row in other.list()] == [memory.identity])
+        memory.close()
+
+
+def test_after_a_failed_attempt_tending_leaves_it_for_a_while(path, monkeypatch):
+    with BrokerClient(path) as client:
+        with Running(path):
+            client.connect()
+        attempts = []
+        real = client_link.Link._connect
+        monkeypatch.setattr(
+            client_link.Link, "_connect", lambda self, *a, **k: (attempts.append(1), real(self, *a, **k))
+        )
+        now = [time.monotonic()]
+        monkeypatch.setattr(client_link.time, "monotonic", lambda: now[0])
+        pauses = []
+        for _ in range(8):
+            before = len(attempts)
+            start = now[0]
+            while len(attempts) == before:
+                assert client.tend() is False
+                now[0] += 0.05
+            pauses.append(now[0] - start)
+        assert pauses[1] < pauses[-1] <= client_link.RETRY_MOST_SECONDS + 0.1
+
+
+def test_a_channel_that_the_new_broker_does_not_take_back_goes_on_and_is_noted(path):
+    with BrokerClient(path) as client, BrokerClient(path) as other:
+        first = Running(path, RingFactory())
+        _, memory = client.open_channel("jobs", SMALL)
+        first.stop(like_a_kill=True)
+        with Running(path, RingFactory()):
+            other.make_channel("jobs", SMALL)  # without a list, the name was free
+            assert [row["identity"] for row in client.list()] != [memory.identity]
+            assert "another channel" in str(client.refused_offers["jobs"])
+            assert not memory.is_closed()
+        memory.close()
+
+
+def test_a_channel_that_is_closed_here_is_not_given_back(path):
+    with BrokerClient(path) as client:
+        first = Running(path, RingFactory())
+        _, kept = client.open_channel("kept", SMALL)
+        _, closed = client.open_channel("closed", SMALL)
+        _, dropped = client.open_channel("dropped", SMALL)
+        closed.close()
+        del dropped
+        gc.collect()
+        first.stop(like_a_kill=True)
+        with Running(path, RingFactory()):
+            assert [row["name"] for row in client.list()] == ["kept"]
+        kept.close()
+
+
+def test_memory_that_came_in_another_way_can_be_given_back_too(path):
+    with Running(path, RingFactory()) as bus, BrokerClient(path) as client:
+        memory = RingFactory().create(SMALL, "jobs")
+        client.hold("jobs", memory)
+        assert [row["name"] for row in client.list()] == ["jobs"]
+        assert len(list(bus.broker._channels)) == 1
+        memory.close()
+
+
+PARTICIPANT = """
+import sys
+from shmbus.client import BrokerClient
+client = BrokerClient(sys.argv[1])
+settings, memory = client.open_channel("jobs")
+print(memory.identity.hex(), flush=True)
+for line in sys.stdin:
+    try:
+        client.list()
+        print("listed", flush=True)
+    except Exception as error:
+        print(type(error).__name__, flush=True)
+"""
+
+
+def test_many_processes_give_one_channel_back_to_a_broker_that_was_killed(path):
+    first = Running(path, RingFactory(), listed=True)
+    with BrokerClient(path) as client, python(PARTICIPANT, path) as one, python(PARTICIPANT, path) as two:
+        client.make_channel("jobs", SMALL)
+        identity = one.stdout.readline()
+        assert two.stdout.readline() == identity
+        first.stop(like_a_kill=True)
+        with Running(path, RingFactory(), listed=True):
+            for process in (one, two):
+                process.stdin.write("go\n")
+            for process in (one, two):
+                assert process.stdout.readline() == "listed\n"
+            (row,) = client.list()
+            assert row["identity"].hex() + "\n" == identity
+            assert row["processes"] == sorted([one.pid, two.pid])
+
+
+def test_a_name_whose_participants_have_all_died_with_the_broker_is_free(path):
+    first = Running(path, RingFactory(), listed=True)
+    with python(PARTICIPANT, path) as one:
+        identity = one.stdout.readline()
+    first.stop(like_a_kill=True)
+    with Running(path, RingFactory(), listed=True), BrokerClient(path) as client:
+        _, memory = client.open_channel("jobs", SMALL)
+        assert memory.identity.hex() + "\n" != identity
+        memory.close()
