@@ -1,7 +1,7 @@
 """The native core: what Python cannot do correctly or fast. Use the faces (``region.py``, …), not this."""
 
 from collections.abc import Callable, Iterable
-from typing import Any, Self
+from typing import Any, Self, final
 
 # ---- Region (py_region.c) ----------------------------------------------------------------------------------
 
@@ -101,6 +101,7 @@ class Region:
 
 # ---- Ring (py_ring.c) --------------------------------------------------------------------------------------
 
+@final
 class Ring:
     """One process's view of a channel's two regions. ``RingMemory`` is its face."""
 
@@ -161,6 +162,7 @@ def own_start_time() -> int:
 
 # ---- Producer, Loan (py_producer.c) ------------------------------------------------------------------------
 
+@final
 class Producer:
     """The native sending end; ``channel.Producer`` documents the methods."""
 
@@ -182,6 +184,7 @@ class Producer:
     @property
     def closed(self) -> bool: ...
 
+@final
 class Loan:
     """Room in the ring; a writable buffer until committed or aborted."""
 
@@ -193,6 +196,7 @@ class Loan:
 
 # ---- Consumer, Lease (py_consumer.c) -----------------------------------------------------------------------
 
+@final
 class Consumer:
     """The native receiving end; ``channel.Consumer`` documents the methods."""
 
@@ -224,6 +228,7 @@ class Consumer:
     def __iter__(self) -> Self: ...
     def __next__(self) -> Any: ...
 
+@final
 class Lease:
     """A held record; a read-only buffer until released."""
 

@@ -34,8 +34,8 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final
 
 from shmbus import control
@@ -75,7 +75,8 @@ def serve(
         Why it ended, in words.
 
     Raises:
-        Refused: the bus is held by another broker, or its place is not safe, too long or not writable.
+        Refused: the bus is held by another broker, or its place is not safe, too long or not writable, or its
+            list of channels is damaged.
     """
     from shmbus.settings import check_bus_name
 
@@ -83,6 +84,7 @@ def serve(
     with _signals_blocked():
         hold = _hold_by_name(bus_name, mode) if path is None else Hold(path, bus_name=bus_name, mode=mode)
         try:
+            ChannelList(hold.list_path).read()  # if it cannot be used, it is now that people want to know
             if on_ready is not None:
                 on_ready(hold.path)
             return _run(hold, mode=mode, memory_factory=memory_factory).reason
@@ -104,12 +106,13 @@ def _hold_by_name(bus_name: str, mode: int) -> Hold:
             # The last broker of another bus took the folder away before our lock was in it.
 
 
-class _signals_blocked:  # noqa: N801  # contextlib would do, at the price of a generator in every traceback
-    def __enter__(self) -> None:
-        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
-
-    def __exit__(self, *_: object) -> None:
-        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _run(

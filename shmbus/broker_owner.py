@@ -1,4 +1,4 @@
-"""The owner's side of an embedded broker: starting it, and ending it. ``broker`` has the picture of both sides.
+"""The owner's side of an embedded broker: starting and ending it. ``broker`` has the picture of both sides.
 
 The new interpreter gets this one's ``sys.path``, so it finds its modules where they were found here, whatever
 the program has done to the path; and no ``-m``, so the folder that the program happens to be in has no say in

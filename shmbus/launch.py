@@ -25,9 +25,11 @@ from types import FrameType
 from typing import Any, Protocol
 
 from shmbus.errors import Refused, WorkerFailed
-from shmbus.worker_process import GUARD, PROCESS_NAME, UNGUARDED, Brief, enter, read_notes
+from shmbus.worker_messages import read_notes
+from shmbus.worker_process import GUARD, PROCESS_NAME, UNGUARDED, Brief, enter
 
 __all__ = [
+    "Bells",
     "Child",
     "Handle",
     "check_start_method",
@@ -251,6 +253,39 @@ def read_all(fd: int) -> bytes:
         while part := os.read(fd, 1 << 16):
             parts.append(part)
     return b"".join(parts)
+
+
+class Bells:
+    """Makes those who sleep look again. A signal handler may ring."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._bells: list[int] = []
+
+    def hang(self) -> int:
+        """A new bell, for one sleeper."""
+        with self._lock:
+            bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+            self._bells.append(bell)
+            return bell
+
+    def drop(self, bell: int) -> None:
+        """Give a bell back."""
+        with self._lock:
+            self._bells.remove(bell)
+            os.close(bell)
+
+    def ring(self) -> None:
+        """Wake everybody who has a bell."""
+        with self._lock:
+            for bell in self._bells:
+                os.eventfd_write(bell, 1)
+
+    def sleep(self, bell: int, fds: Iterable[int], timeout: float | None) -> None:
+        """Sleep until the bell rings, or one of `fds` is readable, for `timeout` seconds at most."""
+        poll([bell, *fds], timeout)
+        with suppress(BlockingIOError):
+            os.eventfd_read(bell)
 
 
 def poll(fds: Iterable[int], timeout: float | None) -> bool:

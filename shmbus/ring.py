@@ -1,9 +1,11 @@
 """A ring's memory as Python holds it: made, opened, checked, looked at.
 
-The protocol is native (``_native/ring.c`` opens with it). Here is what surrounds it: which regions a channel has and how they are made,
+The protocol is native (``_native/ring.c`` opens with it). Here is what surrounds it: which regions a
+channel has and how they are made,
 what is checked before somebody else's memory is mapped, and the words for what the tables say.
 
-A ring is three descriptors: its control region, its data region, and an eventfd for those who wait in ``poll()``. Memory of
+A ring is three descriptors: its control region, its data region, and an eventfd for those who wait in
+    ``poll()``. Memory of
 ``backing="anonymous"`` has none of the first two: it is inherited by ``fork`` or not had at all.
 """
 
@@ -50,7 +52,8 @@ class Participant:
 class RingMemory:
     """The regions of one channel in this process.
 
-    Made by ``create`` (the broker, or ``shmbus.channel()``) or ``open`` (everybody who was handed the descriptors).
+    Made by ``create`` (the broker, or ``shmbus.channel()``) or ``open`` (everybody who was handed the
+    descriptors).
     """
 
     def __init__(
@@ -206,7 +209,8 @@ class RingMemory:
         self._ring.drop_group(name)
 
     def register(self, count: int = 1) -> list[int]:
-        """Count as ``count`` producers that are still to come, so that the channel does not end before they attach.
+        """Count as ``count`` producers that are still to come, so that the channel does not end before they
+        attach.
 
         Returns:
             Tickets for ``unregister``. They end with this process.
@@ -230,7 +234,8 @@ class RingMemory:
         """What the channel's tables say right now, and who holds producers back.
 
         Returns:
-            Plain numbers, text and lists. ``used_bytes`` of ``capacity_bytes`` are held back by the slowest; ``blockers``
+            Plain numbers, text and lists. ``used_bytes`` of ``capacity_bytes`` are held back by the
+            slowest; ``blockers``
             names the pids that others wait for: producers that have claimed the record at a group's cursor and
             not committed it, and consumers whose lease is the oldest.
         """

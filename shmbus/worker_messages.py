@@ -1,10 +1,10 @@
 """What a worker is told, and what it leaves behind: a call, and notes.
 
 Calls go in. They are pickled only when they have to cross into another interpreter, inside the pickle of the
-process that is being started, so that descriptors can come along; and they are loaded late, when the worker can
-already report what is wrong with them.
+process that is being started, so that descriptors can come along; and they are loaded late, when the worker
+can already report what is wrong with them.
 
-Notes come out, through a pipe, as text: ``kind status bytes-of-summary bytes-of-text`` and a newline, then both.
+Notes come out, through a pipe, as text: ``kind status bytes-of-summary bytes-of-text``, a newline, then both.
 The write end does not block and a note is cut to fit an empty pipe, so writing one waits for nobody; the
 reader looks when the process is dead, so reading one waits for nobody either.
 """

@@ -12,13 +12,17 @@ and only its supervisor (``workers.py``) moves it.
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from shmbus.errors import WorkerFailed
-from shmbus.launch import Handle
+from shmbus.launch import Child, Handle, failure_of, interrupts_held, poll, read_all, signals_blocked
 from shmbus.worker_messages import Call
+from shmbus.worker_process import Brief, ProcessIdentity, pack_forked
 
 __all__ = ["Launch", "Restart", "RestartLimits", "Worker", "WorkerGroup", "copy_failure"]
 
@@ -64,17 +68,95 @@ class Worker:
     exit_code: int | None = None
     restarts: int = 0
     failures: list[WorkerFailed] = field(default_factory=list, repr=False)
-    _handle: Handle | None = field(default=None, repr=False)
+    handle: Handle | None = field(default=None, repr=False)
+    due: float = field(default=0.0, repr=False)
     _report: int = field(default=-1, repr=False)
     _asked: bool = field(default=False, repr=False)
-    _due: float = field(default=0.0, repr=False)
     _started: float = field(default=0.0, repr=False)
-    _recent: list[float] = field(default_factory=list, repr=False)
+    _restarted: list[float] = field(default_factory=list, repr=False)
 
     @property
     def final(self) -> bool:
         """Whether it has ended for good."""
         return self.state in ("ended", "failed")
+
+    # What follows is for the supervisor, under its lock.
+
+    def start(self, grace: float, prepare: Callable[[], None] | None) -> None:
+        """Start its process, for the first time or again.
+
+        Raises:
+            Refused: the call cannot be pickled, as the start method wants it.
+            OSError: there is no process or no descriptor to be had.
+        """
+        from multiprocessing.connection import Pipe
+
+        group, parent = self.group, ProcessIdentity.own()
+        with interrupts_held(), signals_blocked(group.start_method) as blocked:
+            reader, writer = Pipe(duplex=False)
+            try:
+                if group.launch is not None:
+                    payload = pack_forked(group.call, parent, self.name, grace, prepare)
+                    self.handle = group.launch(payload, writer.fileno(), self.name)
+                else:
+                    brief = Brief(group.call, writer, parent, grace, prepare, blocked)
+                    self.handle = Child(group.start_method, brief, self.name)
+                self._report = os.dup(reader.fileno())
+            finally:
+                reader.close()
+                writer.close()
+            os.set_blocking(self._report, False)
+            self.pid, self.exit_code, self._asked = self.handle.pid, None, False
+            self._started = time.monotonic()
+            self.state = "running"
+
+    def settle(self, limits: RestartLimits) -> None:
+        """Take note of the end of its process, if it has ended."""
+        assert self.handle is not None
+        ended, code = self.handle.ended()
+        if not ended:
+            return
+        failure = failure_of(self.name, self.pid, code, read_all(self._report))
+        self.handle.close()
+        os.close(self._report)
+        self.handle, self._report, self.exit_code = None, -1, code
+        if self._asked or failure is None:
+            self.state = "ended"
+            return
+        self.failures.append(failure)
+        self.state = "failed"
+        if self.group.restart == "on-failure":
+            self.postpone(limits, time.monotonic())
+
+    def postpone(self, limits: RestartLimits, now: float) -> None:
+        """After a failure: set the time of its next start, or add to the failure why there is none."""
+        if now - self._started > limits.window:
+            self._restarted.clear()
+        self._restarted = [start for start in self._restarted if now - start <= limits.window]
+        times = len(self._restarted)
+        if times >= limits.most:
+            self.failures[-1].add_note(
+                f"It was restarted {times} times within {limits.window:g} s, and is given up."
+            )
+            self.state = "failed"
+            return
+        self._restarted.append(now)
+        self.due = now + min(limits.longest_delay, limits.first_delay * 2**times)
+        self.state = "waiting"
+
+    def send(self, *numbers: int) -> None:
+        """Send signals that ask it to end; what it does from now on is no failure."""
+        if self.handle is not None:
+            self._asked = True
+            for number in numbers:
+                self.handle.kill(number)
+
+    def kill_now(self) -> None:
+        """Kill it and wait for its end, if it runs."""
+        self.send(signal.SIGKILL)
+        while self.handle is not None:
+            poll([self.handle.fileno()], None)
+            self.settle(RestartLimits())
 
 
 @dataclass(slots=True, eq=False)

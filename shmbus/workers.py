@@ -1,14 +1,9 @@
 """Workers: processes that run one call each, and the supervisor that starts, watches and ends them.
 
 What happens inside a worker is told in ``worker_process.py``, how one is started and found dead in
-``launch.py``. Here is who decides. A worker goes through
+``launch.py``, which states it goes through in ``worker_state.py``. Here is who decides.
 
-    running ──> ended          it returned, or ended because it was asked to
-       │ ▲ └──> failed         it raised, exited with a status, or was killed; for good
-       ▼ │
-      waiting                  restart="on-failure": its next start is due at a known time
-
-and only `Supervisor._tend` moves it, under the supervisor's lock. Whoever has time calls `_tend`: `wait`,
+Only `Supervisor._tend` moves a worker, under the supervisor's lock. Whoever has time calls `_tend`: `wait`,
 `terminate` and `check` do in their caller's thread. So a program that only waits for its workers has no other
 thread. One exists only where somebody has to notice at once, whatever the program is doing: for workers
 that are to be restarted, and for those whose `on_ended` is to be prompt. It sleeps in poll(2) on the workers'
@@ -30,36 +25,26 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from typing import Any, Final, Literal, Self
+from contextlib import contextmanager
+from typing import Any, Final, Self
 
 from shmbus.errors import Refused, TimedOut, WorkerFailed
-from shmbus.launch import (
-    Child,
-    Handle,
-    check_start_method,
-    failure_of,
-    interrupts_held,
-    poll,
-    read_all,
-    signals_blocked,
-)
+from shmbus.launch import Bells, Handle, check_start_method, interrupts_held
+from shmbus.worker_messages import Call
 from shmbus.worker_process import (
     POKE_SECONDS,
     UNGUARDED,
-    Brief,
-    Call,
-    ProcessIdentity,
     Terminated,
-    pack_forked,
     refuse_unguarded_main,
     run_forked,
     start_deaf_thread,
 )
+from shmbus.worker_state import Launch, Restart, RestartLimits, Worker, WorkerGroup, copy_failure
 
 __all__ = [
+    "GRACE",
     "Handle",
+    "Restart",
     "RestartLimits",
     "Supervisor",
     "Terminated",
@@ -106,9 +91,9 @@ class Supervisor:
         self._pid = os.getpid()
         self._lock = threading.RLock()
         self._groups: list[WorkerGroup] = []
-        self._wakers: list[int] = []
+        self._bells = Bells()
         self._thread: threading.Thread | None = None
-        self._halted = False
+        self._halts = 0
         self._ending = False
         self._raised: list[WorkerFailed] = []
 
@@ -191,140 +176,72 @@ class Supervisor:
         with interrupts_held(), self._thread_halted(method == "fork"), self._lock:
             try:
                 for worker in group.workers:
-                    self._start(worker)
+                    worker.start(self._grace, self._prepare)
             except BaseException:
-                self._kill_now(group)
+                for worker in group.workers:
+                    worker.kill_now()
                 raise
             self._groups.append(group)
-            self._notify()
+            self._bells.ring()
         return group
-
-    def _start(self, worker: Worker) -> None:
-        group = worker.group
-        parent = ProcessIdentity.own()
-        with interrupts_held(), signals_blocked(group.start_method) as blocked:
-            from multiprocessing.connection import Pipe
-
-            reader, writer = Pipe(duplex=False)
-            try:
-                if group.launch is not None:
-                    payload = pack_forked(group.call, parent, worker.name, self._grace, self._prepare)
-                    worker._handle = group.launch(payload, writer.fileno(), worker.name)
-                else:
-                    brief = Brief(group.call, writer, parent, self._grace, self._prepare, blocked)
-                    worker._handle = Child(group.start_method, brief, worker.name)
-                worker._report = os.dup(reader.fileno())
-            finally:
-                reader.close()
-                writer.close()
-            os.set_blocking(worker._report, False)
-            worker.pid, worker.exit_code, worker._asked = worker._handle.pid, None, False
-            worker._started = time.monotonic()
-            worker.state = "running"
-
-    def _kill_now(self, group: WorkerGroup) -> None:
-        for worker in group.workers:
-            if worker._handle is not None:
-                worker._asked = True
-                worker._handle.kill(signal.SIGKILL)
-                while not worker._handle.ended()[0]:
-                    poll([worker._handle.fileno()], None)
-                self._settle(worker)
 
     # --- noticing ---
 
     def _tend(self) -> float | None:
         """Settle what has ended, start what is due; return the seconds until the next start, if any."""
-        over: list[Worker] = []
-        with self._lock:
-            now = time.monotonic()
-            next_due: float | None = None
-            for group in self._groups:
-                for worker in group.workers:
+        with interrupts_held():  # nothing is noted by halves
+            over: list[Worker] = []
+            with self._lock:
+                now = time.monotonic()
+                next_due: float | None = None
+                for worker in self.workers:
                     if worker.state == "running":
-                        self._settle(worker)
+                        worker.settle(self._limits)
                         if worker.final:
                             over.append(worker)
                     if worker.state == "waiting":
                         if self._ending:
                             worker.state = "failed"
                             over.append(worker)
-                        elif worker._due <= now:
+                        elif worker.due <= now:
                             self._restart(worker)
                         else:
-                            next_due = min(worker._due, next_due or worker._due)
-            if over:
-                self._notify()
-        for worker in over:
-            if worker.group.on_ended is not None:
-                worker.group.on_ended(worker)
-        return None if next_due is None else max(0.0, next_due - now)
-
-    def _settle(self, worker: Worker) -> None:
-        """Take note of the end of a running worker's process, if it has ended."""
-        handle = worker._handle
-        assert handle is not None
-        ended, code = handle.ended()
-        if not ended:
-            return
-        failure = failure_of(worker.name, worker.pid, code, read_all(worker._report))
-        handle.close()
-        os.close(worker._report)
-        worker._handle, worker._report, worker.exit_code = None, -1, code
-        if worker._asked or failure is None:
-            worker.state = "ended"
-            return
-        worker.failures.append(failure)
-        worker.state = "failed"
-        if worker.group.restart == "on-failure":
-            self._postpone(worker)
-
-    def _postpone(self, worker: Worker) -> None:
-        """Set the time of a failed worker's next start, or add to its last failure why there is none."""
-        limits, now = self._limits, time.monotonic()
-        if now - worker._started > limits.window:
-            worker._recent.clear()
-        worker._recent = [start for start in worker._recent if now - start <= limits.window]
-        if len(worker._recent) >= limits.most:
-            worker.failures[-1].add_note(
-                f"It was restarted {len(worker._recent)} times within {limits.window:g} s, and is given up."
-            )
-            return
-        delay = min(limits.longest_delay, limits.first_delay * 2 ** len(worker._recent))
-        worker._due = now + delay
-        worker.state = "waiting"
+                            next_due = min(worker.due, next_due or worker.due)
+                if over:
+                    self._bells.ring()
+            for worker in over:
+                if worker.group.on_ended is not None:
+                    worker.group.on_ended(worker)
+            return None if next_due is None else max(0.0, next_due - now)
 
     def _restart(self, worker: Worker) -> None:
         worker.restarts += 1
-        worker._recent.append(time.monotonic())
         try:
-            self._start(worker)
+            worker.start(self._grace, self._prepare)
         except Exception as error:  # no process, no descriptor: the machine's trouble may pass
             message = f"worker {worker.name!r} could not be started again: {error}"
             worker.failures.append(WorkerFailed(message, name=worker.name))
-            worker.state = "failed"
-            self._postpone(worker)
-        self._notify()
+            worker.postpone(self._limits, time.monotonic())
+        self._bells.ring()
 
     # --- the thread, and sleeping ---
 
     def _needs_thread(self) -> bool:
-        return not self._halted and any(
+        return not self._halts and any(
             group.running and (group.restart == "on-failure" or (group.prompt and group.on_ended is not None))
             for group in self._groups
         )
 
-    def _run_thread(self, waker: int) -> None:
+    def _run_thread(self, bell: int) -> None:
         while True:
             due = self._tend()
             with self._lock:
                 if not self._needs_thread():
                     self._thread = None
-                    self._drop_waker(waker)
+                    self._bells.drop(bell)
                     return
                 fds = self._running_fds()
-            poll([waker, *fds], due)
-            _drain(waker)
+            self._bells.sleep(bell, fds, due)
 
     @contextmanager
     def _thread_halted(self, halt: bool) -> Iterator[None]:
@@ -332,39 +249,26 @@ class Supervisor:
         thread = self._thread
         if halt and thread is not None and thread is not threading.current_thread():
             with self._lock:
-                self._halted = True
-                self._notify()
+                self._halts += 1
+                self._bells.ring()
             thread.join()
+        else:
+            halt = False
         try:
             yield
         finally:
             with self._lock:
-                self._halted = False
+                self._halts -= halt
                 if self._thread is None and self._needs_thread():
-                    waker = self._new_waker()
-                    self._thread = start_deaf_thread(lambda: self._run_thread(waker), "shmbus supervisor")
+                    bell = self._bells.hang()
+                    self._thread = start_deaf_thread(lambda: self._run_thread(bell), "shmbus supervisor")
 
     def _running_fds(self) -> list[int]:
-        return [worker._handle.fileno() for worker in self.workers if worker._handle is not None]
-
-    def _new_waker(self) -> int:
-        waker = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-        self._wakers.append(waker)
-        return waker
-
-    def _drop_waker(self, waker: int) -> None:
-        self._wakers.remove(waker)
-        os.close(waker)
-
-    def _notify(self) -> None:
-        """Make everybody who sleeps look again."""
-        for waker in self._wakers:
-            os.eventfd_write(waker, 1)
+        return [worker.handle.fileno() for worker in self.workers if worker.handle is not None]
 
     def _sleep_until(self, done: Callable[[], bool], deadline: float | None) -> bool:
         """Tend until `done`; False if the deadline (monotonic, None: never) came first."""
-        with self._lock:
-            waker = self._new_waker()
+        bell = self._bells.hang()
         try:
             while True:
                 due = self._tend()
@@ -375,11 +279,9 @@ class Supervisor:
                     return False
                 with self._lock:
                     fds = self._running_fds()
-                poll([waker, *fds], min((t for t in (due, left) if t is not None), default=None))
-                _drain(waker)
+                self._bells.sleep(bell, fds, min((t for t in (due, left) if t is not None), default=None))
         finally:
-            with self._lock:
-                self._drop_waker(waker)
+            self._bells.drop(bell)
 
     # --- waiting and ending ---
 
@@ -454,7 +356,7 @@ class Supervisor:
             grace: seconds; None is the supervisor's own.
         """
         self._own()
-        with interrupts_held(self._notify) as interrupts:
+        with interrupts_held(self._bells.ring) as interrupts:
             self._tend()  # what failed before is a failure still
             self._ending = True
             try:
@@ -473,16 +375,13 @@ class Supervisor:
     def _signal(self, *numbers: int) -> None:
         with self._lock:
             for worker in self.workers:
-                if worker._handle is not None:
-                    worker._asked = True
-                    for number in numbers:
-                        worker._handle.kill(number)
+                worker.send(*numbers)
 
     def _join_thread(self) -> None:
         """The workers have ended, and so does the thread: wait for that too."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            self._notify()
+            self._bells.ring()
             thread.join()
 
     def _all_final(self) -> bool:
@@ -527,11 +426,6 @@ class Supervisor:
                 raise
         for failure in self.failures():
             error.add_note(str(failure))
-
-
-def _drain(waker: int) -> None:
-    with suppress(BlockingIOError):
-        os.eventfd_read(waker)
 
 
 _supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()

@@ -24,6 +24,8 @@ from broker_help import (
     region,
     status_of,
 )
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from shmbus import broker_channels, control, limits
 from shmbus.broker_hold import ChannelList, Listed
@@ -220,6 +222,16 @@ def test_a_client_that_breaks_the_protocol_is_told_why_and_no_other_is_hurt(bus,
             hostile.answer()
         with contextlib.suppress(ConnectionResetError):
             assert hostile.socket.recv(1) == b""
+        assert other.ask("list", {"after": ""}).fields["channels"] == []
+
+
+@given(st.lists(st.tuples(st.binary(min_size=1, max_size=40), st.integers(0, 3)), min_size=1, max_size=4))
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_client_sends_no_other_is_hurt(bus, pieces):
+    with Bare(bus.path) as other:
+        with Bare(bus.path) as hostile, contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            for data, count in pieces:
+                hostile.send(data, [0] * count)
         assert other.ask("list", {"after": ""}).fields["channels"] == []
 
 

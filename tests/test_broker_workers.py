@@ -1,6 +1,7 @@
 """Workers that the broker forks: what they inherit, what they do not, how they end."""
 
 import os
+import resource
 import signal
 import textwrap
 
@@ -17,8 +18,8 @@ from shmbus.settings import Backing, ChannelSettings
 ANONYMOUS = ChannelSettings(capacity_bytes=4096, backing=Backing.ANONYMOUS)
 MEMFD = ChannelSettings(capacity_bytes=4096)
 
-# A broker of its own process, whose workers run what the payload says: a fork of the test's process would have
-# the test in it.
+# A broker of its own process, whose workers run what the payload says: a fork of the test's process would
+# have the test in it.
 BROKER = """
 import sys, types
 import anyio
@@ -214,6 +215,25 @@ def test_the_pidfd_of_a_forked_worker_is_its_own(bus):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
     assert bus.exit_code(pid) == -signal.SIGKILL
     os.close(pidfd)
+
+
+def test_a_forked_worker_may_open_no_more_than_before_the_broker_raised_its_own_limit(tmp_path):
+    path = str(tmp_path / "b.sock")
+    raised = BROKER.replace(
+        "hold = Hold", "from shmbus.broker_fork import *; raise_descriptor_limit(); hold = Hold"
+    )
+
+    def lower():
+        resource.setrlimit(resource.RLIMIT_NOFILE, (512, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+
+    with python(raised, path, preexec_fn=lower) as process:
+        assert process.stdout.readline() == "ready\n"
+        assert resource.prlimit(process.pid, resource.RLIMIT_NOFILE)[0] > 512
+        with BrokerClient(path) as client:
+            code = "import os, resource; os.write(pipe, str(resource.getrlimit(7)[0]).encode())"
+            assert run(client, code) == ("512", 0)
+        process.stdin.close()
+        process.wait()
 
 
 def test_a_worker_sees_only_the_channels_of_its_time(bus):

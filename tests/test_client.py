@@ -164,6 +164,41 @@ def test_endpoints_of_one_bus_share_a_client(bus):
     other.close()
 
 
+SENDER = """
+import sys
+from shmbus.channel import Channel
+from shmbus.client import BrokerClient
+class Source:
+    name = "jobs"
+    def open(self):
+        return BrokerClient(sys.argv[1]).open_channel("jobs")[1]
+    def describe(self):
+        return "jobs"
+source = Source()
+with Channel(source, source.open().settings).producer() as tx:
+    tx.send("hello")
+    print("sent", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_the_slot_of_a_killed_participant_is_freed_by_the_broker_at_once(bus, client):
+    _, memory = client.open_channel("jobs", SMALL)
+    with python(SENDER, bus.path) as process:
+        assert process.stdout.readline() == "sent\n"
+        assert [one.pid for one in memory.participants()] == [process.pid]
+        process.kill()
+        while memory.participants():  # nobody but the broker reaps here
+            select.select([], [], [], 0.001)
+    memory.close()
+
+
+def test_many_short_clients_of_one_process_are_all_served(bus):
+    for _ in range(100):
+        with BrokerClient(bus.path) as fresh:
+            assert fresh.list() == []
+
+
 def test_a_client_closes_every_descriptor_that_it_was_given(client):
     client.connect()
     before = open_descriptors()
@@ -446,6 +481,20 @@ def test_a_restarted_broker_gets_its_channels_back_at_the_next_request(path):
             client.remove("jobs")
             assert memory.is_closed()
             memory.close()
+
+
+@pytest.mark.parametrize("backing", [Backing.SHM, Backing.FILE])
+def test_other_backings_are_given_back_as_well(path, tmp_path, backing):
+    directory = str(tmp_path) if backing is Backing.FILE else None
+    wanted = ChannelSettings(capacity_bytes=4096, backing=backing, directory=directory)
+    with BrokerClient(path) as client:
+        first = Running(path, RingFactory(), listed=True)
+        _, memory = client.open_channel("jobs", wanted)
+        first.stop(like_a_kill=True)
+        with Running(path, RingFactory(), listed=True):
+            (row,) = client.list()
+            assert (row["settings"], row["identity"]) == (wanted.to_wire(), memory.identity)
+        memory.close()
 
 
 def until(condition):

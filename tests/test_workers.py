@@ -20,9 +20,10 @@ from typing import Any, NoReturn
 import pytest
 
 import shmbus
-from shmbus import worker_process
+from shmbus import worker_messages
 from shmbus.errors import Refused, TimedOut, WorkerFailed
-from shmbus.worker_process import Note, ProcessIdentity, read_notes
+from shmbus.worker_messages import Call, Note, read_notes, write_note
+from shmbus.worker_process import ProcessIdentity
 from shmbus.workers import Handle, RestartLimits, Supervisor, Terminated, Worker, WorkerGroup, run_forked
 
 METHODS = ["fork", "spawn", "forkserver", "broker"]
@@ -502,21 +503,18 @@ def test_restarts_end_at_their_limit_and_the_failure_says_so() -> None:
     assert supervisor.workers[0].restarts == 2
 
 
-def test_delays_between_restarts_double_up_to_the_longest(monkeypatch: pytest.MonkeyPatch) -> None:
-    supervisor = Supervisor(limits=RestartLimits(most=10, first_delay=1.0, longest_delay=5.0))
-    now = 1000.0
-    monkeypatch.setattr("shmbus.workers.time.monotonic", lambda: now)
-    group = WorkerGroup(worker_process.Call(say, (), {}), "fork", "on-failure")
+def test_delays_between_restarts_double_up_to_the_longest() -> None:
+    limits, now = RestartLimits(most=10, first_delay=1.0, longest_delay=5.0), 1000.0
+    group = WorkerGroup(Call(say, (), {}), "fork", "on-failure")
     worker = Worker("w-1", group, failures=[WorkerFailed("x")], _started=now)
     delays = []
     for _ in range(5):
-        supervisor._postpone(worker)
-        delays.append(worker._due - now)
-        worker._recent.append(now)
+        worker.postpone(limits, now)
+        delays.append(worker.due - now)
     assert delays == [1.0, 2.0, 4.0, 5.0, 5.0]
-    now += 1000.0
-    supervisor._postpone(worker)
-    assert worker._due - now == 1.0
+    now += 1000.0  # it ran for longer than the window
+    worker.postpone(limits, now)
+    assert worker.due - now == 1.0
 
 
 def test_a_worker_that_succeeds_is_not_started_again(tmp_path: Path) -> None:
@@ -700,19 +698,19 @@ def test_a_forked_child_has_no_workers_and_ends_none() -> None:
 
 
 @pytest.mark.parametrize(
-    "length", [0, 1, 100, worker_process.NOTE_BYTES, worker_process.NOTE_BYTES + 1, 10**6]
+    "length", [0, 1, 100, worker_messages.NOTE_BYTES, worker_messages.NOTE_BYTES + 1, 10**6]
 )
 def test_a_note_fits_into_an_empty_pipe_whatever_its_length(length: int) -> None:
     reader, writer = os.pipe()
     os.set_blocking(writer, False)
-    worker_process._write_note(writer, Note("started", 0))
-    worker_process._write_note(writer, Note("raised", 1, "sum\nmary", "x" * length))
+    write_note(writer, Note("started", 0))
+    write_note(writer, Note("raised", 1, "sum\nmary", "x" * length))
     os.close(writer)
     with open(reader, "rb") as file:
         first, second = read_notes(file.read())
     assert first == Note("started", 0)
     assert (second.kind, second.status, second.summary) == ("raised", 1, "sum mary")
-    assert second.text == "x" * length if length <= worker_process.NOTE_BYTES else "left out" in second.text
+    assert second.text == "x" * length if length <= worker_messages.NOTE_BYTES else "left out" in second.text
 
 
 @pytest.mark.parametrize("garbage", [b"", b"\n", b"raised", b"raised 1 2\n", b"a b c d\n", b"\xff\xfe\n\n\n"])
@@ -723,7 +721,7 @@ def test_garbage_in_the_report_is_no_note(garbage: bytes) -> None:
 def test_a_note_that_nobody_can_take_is_dropped() -> None:
     reader, writer = os.pipe()
     os.close(reader)
-    worker_process._write_note(writer, Note("started", 0))
+    write_note(writer, Note("started", 0))
     os.close(writer)
 
 

@@ -44,8 +44,8 @@ enum participant_role { ROLE_NONE = 0, ROLE_PRODUCER = 1, ROLE_CONSUMER = 2, ROL
 
 struct participant {
     shared_u64 word;      /* attach and reap: CAS */
-    shared_u64 start;     /* owner, before LIVE: the whole start time in clock ticks since boot */
-    shared_u64 info;      /* owner, before LIVE: role:8 | group + 1: 8 (0 none) */
+    shared_u64 start;     /* owner, before LIVE: the whole start time in clock ticks since boot. Its release store pairs with the acquire loads of those who have seen LIVE */
+    shared_u64 info;      /* owner: role:8, before LIVE | group + 1: 8 (0 none), once joined. Its release store pairs with the acquire loads of those who count producers, or settle what the dead left */
     shared_u64 messages;  /* owner: records sent or received; statistics only */
     shared_u64 bytes;     /* owner: payload bytes; statistics only */
     shared_u64 sleeps;    /* owner: times it slept; statistics only */
@@ -61,8 +61,8 @@ struct lease {
     shared_u64 owner;   /* CAS: state:2 | slot:8 | generation:17 | group:8 | deliveries:8 */
     shared_u64 start;   /* owner: position | lease_state */
     shared_u64 end;     /* owner: position */
-    shared_u64 parked;  /* owner: the record header's first word of the parked record */
-    shared_u64 origin;  /* owner: the record header's second word of the parked record */
+    shared_u64 parked;  /* owner, before PARKED: the record header's first word of the parked record. Its release store pairs with an adopter's acquire load: the block's bytes are visible with it */
+    shared_u64 origin;  /* owner, before PARKED: the record header's second word. Its release store pairs with an adopter's load of start */
     shared_u64 spare[3];
 };
 
@@ -79,7 +79,7 @@ enum group_state {
 
 struct group {
     _Alignas(64) shared_u64 cursor; /* consumers of the group: CAS forward; the joiner while SETTLING */
-    shared_u64 orphans;             /* reapers: +1 after leases of this group became orphans */
+    shared_u64 orphans;             /* reapers: +1 after leases of this group became orphans. The add pairs with the acquire load in front of each receive: the orphans' owner words are visible with it */
     _Alignas(64) shared_u32 event;  /* see event.h */
     uint32_t event_pad;
     _Alignas(64) shared_u64 owner;  /* joiner, leaver, reaper: CAS: state:4 | slot:8 | generation:17 */
@@ -206,7 +206,8 @@ static inline uint32_t owner_deliveries(uint64_t word) { return (uint32_t)(word 
 static inline enum group_state group_state_of(uint64_t word) { return (enum group_state)(word & 15); }
 static inline bool group_holds_back(enum group_state state) { return state >= GROUP_HELD && state <= GROUP_PRIVATE; }
 
-/* ---- record header: first word length:48 | codec:8 | flags:8; second word sequence:39 | slot:8 | generation:17 of its producer */
+/* ---- record header (`head` in the code): its relaxed stores and the payload come before the store of COMMITTED, which pairs with the load of the claim word; the acquire
+ * load of its first word only keeps what follows behind it. First word length:48 | codec:8 | flags:8; second word sequence:39 | slot:8 | generation:17 of its producer */
 #define RECORD_LENGTH_BITS 48u
 static inline uint64_t record_pack(uint64_t length, uint32_t codec) { return length | (uint64_t)codec << RECORD_LENGTH_BITS; }
 static inline uint64_t record_length(uint64_t word) { return word & ((UINT64_C(1) << RECORD_LENGTH_BITS) - 1); }

@@ -151,7 +151,7 @@ enum ring_result consumer_peek(struct consumer *consumer, struct record *record)
             continue;
         }
         shared_u64 *head = (shared_u64 *)(void *)data_at(ring, c);
-        uint64_t first = load_acquire(head);
+        uint64_t first = load_acquire(head); /* pairs with the commit: layout.h */
         record->origin = load_relaxed(head + 1);
         record->length = record_length(first);
         record->codec = record_codec(first);
