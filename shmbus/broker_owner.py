@@ -14,6 +14,7 @@ import socket
 import sys
 import threading
 import weakref
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, Self
 
 from shmbus import control
@@ -28,6 +29,9 @@ __all__ = ["GRACE_SECONDS", "EmbeddedBroker", "start_embedded"]
 
 GRACE_SECONDS: Final = 3.0
 """How long the workers of an embedded bus have between SIGTERM and SIGKILL when their owner is gone."""
+
+END_SECONDS: Final = 20.0
+"""How long a broker may take to end, beyond the grace of its workers, before it is killed."""
 
 START_SECONDS: Final = 60.0
 """How long a broker may take to start; on an idle machine it takes a twentieth of a second."""
@@ -44,11 +48,19 @@ class EmbeddedBroker:
         process: the process.
     """
 
-    def __init__(self, path: str, bus_name: str, process: Popen[bytes], lifeline: socket.socket) -> None:
+    def __init__(
+        self,
+        path: str,
+        bus_name: str,
+        process: Popen[bytes],
+        lifeline: socket.socket,
+        patience_seconds: float,
+    ) -> None:
         self.path = path
         self.bus_name = bus_name
         self.process = process
         self._lifeline = lifeline
+        self._patience_seconds = patience_seconds
         self._owner_pid = os.getpid()
         self._lock = threading.Lock()
         _embedded.add(self)
@@ -63,8 +75,11 @@ class EmbeddedBroker:
         if os.getpid() != self._owner_pid:
             return
         with self._lock:
+            # Shut down, not only closed: a child that was forked by other means than Python's has a copy.
+            with suppress(OSError):
+                self._lifeline.shutdown(socket.SHUT_RDWR)
             self._lifeline.close()
-            _wait(self.process, GRACE_SECONDS + 20)
+            _wait(self.process, self._patience_seconds)
             # If it was killed, it could not do this.
             remove_private_folder(os.path.dirname(self.path))
 
@@ -133,7 +148,7 @@ def start_embedded(*, bus_name: str = "embedded", grace_seconds: float = GRACE_S
             own.close()
             _wait(process, 5.0)
             raise
-        return EmbeddedBroker(path, bus_name, process, own)
+        return EmbeddedBroker(path, bus_name, process, own, grace_seconds + END_SECONDS)
     except BaseException:
         own.close()
         raise

@@ -30,7 +30,7 @@ import traceback
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import anyio
 from anyio.abc import TaskGroup
@@ -42,10 +42,14 @@ from shmbus.broker_hold import ChannelList
 from shmbus.broker_memory import MemoryFactory
 from shmbus.broker_processes import Process, Processes
 from shmbus.broker_workers import ForkedWorkers, end_processes
-from shmbus.control_io import close_all, pidfd_pid
+from shmbus.control_io import close_all, duplicate, pidfd_pid
 from shmbus.errors import Refused, ShmbusError
 
 __all__ = ["Broker", "End"]
+
+
+_HARD_TIMES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+_HARD_TIMES_SECONDS: Final = 0.02
 
 
 class End(NamedTuple):
@@ -58,8 +62,7 @@ class End(NamedTuple):
 class _Answer(NamedTuple):
     fields: dict[str, object]
     descriptors: tuple[int, ...] = ()
-    close_after: bool = False
-    """Whether the descriptors are closed once they have been sent."""
+    """Sent, and then closed."""
 
 
 @dataclass(eq=False, slots=True)
@@ -176,20 +179,22 @@ class Broker:
             except (BlockingIOError, ConnectionAbortedError):
                 continue
             except OSError as error:
-                if error.errno not in (errno.EMFILE, errno.ENFILE):
+                if error.errno not in _HARD_TIMES:
                     raise
                 self._turn_one_away()
+                # Who is still waiting keeps the listener readable, and nothing tells when times get better.
+                await anyio.sleep(_HARD_TIMES_SECONDS)
                 continue
             self._tasks.start_soon(self._serve, connected)
 
     def _turn_one_away(self) -> None:
         """Without a free descriptor nobody can be let in, and the listener stays readable: use the spare."""
-        os.close(self._spare)
-        try:
-            with suppress(OSError):
-                connected, _ = self._listener.accept()
-                say_no(connected, f"the broker of bus {self._bus_name!r} is at its limit of open files")
-        finally:
+        close_all([self._spare])
+        self._spare = -1
+        with suppress(OSError):
+            connected, _ = self._listener.accept()
+            say_no(connected, f"the broker of bus {self._bus_name!r} is at its limit of open files")
+        with suppress(OSError):
             self._spare = os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
     async def _serve(self, connected: socket.socket) -> None:
@@ -245,7 +250,7 @@ class Broker:
             await client.connection.send(frame, handed)
         finally:
             close_all(descriptors)
-            if answer is not None and answer.close_after:
+            if answer is not None:
                 close_all(answer.descriptors)
         if answer is not None and request.name == "shutdown":
             self.stop("its owner asked for it", workers=True)
@@ -297,10 +302,12 @@ class Broker:
         served, made = await self._channels.open(
             name, settings, create=bool(fields["create"]), process=process
         )
-        memory = served.memory
-        handed = (memory.control_fd, memory.data_fd, memory.event_fd) if process is not None else ()
         answer = {"settings": served.settings.to_wire(), "identity": served.identity, "made": made}
-        return _Answer(answer, handed)
+        if process is None:
+            return _Answer(answer)
+        # Copies: the channel may be removed, and its numbers used again, while the answer waits to be taken.
+        memory = served.memory
+        return _Answer(answer, duplicate(memory.control_fd, memory.data_fd, memory.event_fd))
 
     async def _offer(self, client: _Client, request: control.Request, descriptors: list[int]) -> _Answer:
         fields = request.fields
@@ -368,7 +375,7 @@ class Broker:
         payload = request.fields["payload"]
         assert isinstance(payload, bytes)
         pid, pidfd = self._workers.fork(payload, descriptors[0], self._channels, self._tasks)
-        return _Answer({"pid": pid}, (pidfd,), close_after=True)
+        return _Answer({"pid": pid}, (pidfd,))
 
     async def _exit_code(self, client: _Client, request: control.Request, descriptors: list[int]) -> _Answer:
         pid = request.fields["pid"]

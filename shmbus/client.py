@@ -18,13 +18,12 @@ them.
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, Literal, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from shmbus.client_link import Link, Offer
-from shmbus.control_io import close_all
+from shmbus.control_io import close_all, duplicate
 from shmbus.errors import Refused, ShmbusError
 from shmbus.places import check_socket_path, runtime_folder, socket_path
 from shmbus.settings import Backing, ChannelSettings
@@ -47,19 +46,18 @@ REQUEST_SECONDS: Final = 60.0
 inherited: dict[tuple[str, str], Any] = {}
 """In a worker that a broker forked: the memory of anonymous channels, by socket path and channel name."""
 
-_role: Literal["client", "worker"] = "client"
+_worker_of: set[str | None] = set()
 
 
-def become_worker() -> None:
-    """Declares this process a worker: its brokers end it when the owner of its bus is gone.
+def become_worker(path: str | None = None) -> None:
+    """Declares this process a worker of a bus: the broker ends it when the owner of the bus is gone.
 
     Call it before the first connection. Children that it forks are workers too.
+
+    Args:
+        path: the broker's socket; None for every embedded bus that this process connects to.
     """
-    global _role
-    _role = "worker"
-
-
-_Descriptors = list[int]
+    _worker_of.add(None if path is None else check_socket_path(path))
 
 
 class BrokerClient:
@@ -77,7 +75,7 @@ class BrokerClient:
     def __init__(self, path: str, *, timeout: float | None = REQUEST_SECONDS) -> None:
         self.path = check_socket_path(path)
         self._held: weakref.WeakKeyDictionary[Any, str] = weakref.WeakKeyDictionary()
-        self._link = Link(self.path, timeout, lambda: _role, self._offers)
+        self._link = Link(self.path, timeout, self._role, self._offers)
 
     # Channels -----------------------------------------------------------------------------------------------
 
@@ -279,21 +277,21 @@ class BrokerClient:
         """The channels that the present broker would not take back, by name, and why."""
         return self._link.refused_offers
 
+    def _role(self) -> str:
+        return "worker" if _worker_of & {None, self.path} else "client"
+
     def _offers(self) -> Iterator[Offer]:
         offered = set()
         for memory, name in [*self._held.items()]:
             if memory.settings.backing is Backing.ANONYMOUS or memory.identity in offered or memory._closed:
                 continue
-            descriptors: _Descriptors = []
             try:
-                for descriptor in (memory.control_fd, memory.data_fd, memory.event_fd):
-                    descriptors.append(os.dup(descriptor))
+                descriptors = duplicate(memory.control_fd, memory.data_fd, memory.event_fd)
             except OSError:  # it was closed meanwhile
-                close_all(descriptors)
                 continue
             offered.add(memory.identity)
             fields = {"name": name, "settings": memory.settings.to_wire(), "identity": memory.identity}
-            yield Offer(fields, descriptors)
+            yield Offer(fields, [*descriptors])
 
     def close(self) -> None:
         """Closes the connection. Channels that are open stay so. Harmless when repeated."""

@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from shmbus import control
-from shmbus.control_io import close_all, command_of, receive_some, send_some
+from shmbus.control_io import close_all, command_of, duplicate, receive_some, send_some
 from shmbus.errors import Closed, NoBroker, Refused, ShmbusError, TimedOut
 
 __all__ = ["Link", "Offer"]
@@ -176,7 +176,7 @@ class Link:
     def _exchange(
         self, name: str, fields: Mapping[str, object], descriptors: Sequence[int], deadline: float | None
     ) -> control.Reply:
-        wanted = self._post(name, fields, [os.dup(descriptor) for descriptor in descriptors])
+        wanted = self._post(name, fields, [*duplicate(*descriptors)])
         try:
             while not self._flush():
                 self._await(select.POLLOUT, deadline)

@@ -86,6 +86,18 @@ def close_all(descriptors: Iterable[int]) -> None:
             os.close(descriptor)
 
 
+def duplicate(*descriptors: int) -> tuple[int, ...]:
+    """Copies of descriptors, close-on-exec: all of them, or an OSError and none."""
+    copies: list[int] = []
+    try:
+        for descriptor in descriptors:
+            copies.append(os.dup(descriptor))
+    except OSError:
+        close_all(copies)
+        raise
+    return tuple(copies)
+
+
 # Processes --------------------------------------------------------------------------------------------------
 
 

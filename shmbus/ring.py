@@ -235,9 +235,8 @@ class RingMemory:
 
         Returns:
             Plain numbers, text and lists. ``used_bytes`` of ``capacity_bytes`` are held back by the
-            slowest; ``blockers``
-            names the pids that others wait for: producers that have claimed the record at a group's cursor and
-            not committed it, and consumers whose lease is the oldest.
+            slowest; ``blockers`` names the pids that others wait for: producers that have claimed the
+            record at a group's cursor and not committed it, and consumers whose lease is the oldest.
         """
         ring = self._ring
         tail, floor, status, reaped, aborted, _ = ring.counters()

@@ -33,11 +33,11 @@ _Static_assert(ATOMIC_LLONG_LOCK_FREE == 2 && ATOMIC_INT_LOCK_FREE == 2, "a lock
 
 static inline uint64_t load_sc(const shared_u64 *word) { SHARED_READ(word); return atomic_load_explicit((shared_u64 *)(uintptr_t)word, memory_order_seq_cst); }
 static inline uint64_t load_acquire(const shared_u64 *word) { SHARED_READ(word); return atomic_load_explicit((shared_u64 *)(uintptr_t)word, memory_order_acquire); }
-/* For counters that order nothing, and for words that only their owner writes: no scheduling point, nothing hangs on when they are seen. */
-static inline uint64_t load_relaxed(const shared_u64 *word) { return atomic_load_explicit((shared_u64 *)(uintptr_t)word, memory_order_relaxed); }
+/* For counters that order nothing, for words that only their owner writes, and for the record header, which is data like the payload. */
+static inline uint64_t load_relaxed(const shared_u64 *word) { SHARED_READ(word); return atomic_load_explicit((shared_u64 *)(uintptr_t)word, memory_order_relaxed); }
 static inline void store_sc(shared_u64 *word, uint64_t value) { SHARED_WRITE(word); atomic_store_explicit(word, value, memory_order_seq_cst); }
 static inline void store_release(shared_u64 *word, uint64_t value) { SHARED_WRITE(word); atomic_store_explicit(word, value, memory_order_release); }
-static inline void store_relaxed(shared_u64 *word, uint64_t value) { atomic_store_explicit(word, value, memory_order_relaxed); }
+static inline void store_relaxed(shared_u64 *word, uint64_t value) { SHARED_WRITE(word); atomic_store_explicit(word, value, memory_order_relaxed); }
 
 /* One attempt; true if the word held `expected` and now holds `desired`. */
 static inline bool cas_sc(shared_u64 *word, uint64_t expected, uint64_t desired)

@@ -6,6 +6,7 @@
  * A group that joins while producers run:
  *   J1  groups_high covers the slot    J2  cursor = tail (provisional)    J3  owner word: SETTLING (producers now count the cursor)
  *   J4  version + 1                    J5  cursor = tail, read again      J6  owner word: NAMED or PRIVATE; consumers may receive
+ *   J7  wake the producers: some may have gone to sleep on the provisional cursor, which J5 then moved on (found by the model)
  * A producer's scan that ended before J4 may have missed the group, but it found a limit that was true for a tail at or below the one of J5; a scan that ends later
  * sees another version and starts over (send.c, F4).
  *
@@ -78,6 +79,7 @@ static enum ring_result make_group(struct consumer *consumer, const char *name, 
     add_sc(&header->version, 1);                            /* J4 */
     store_sc(&group->cursor, load_sc(&header->tail));       /* J5 */
     store_sc(&group->owner, final);                         /* J6 */
+    event_wake(&header->space_event, true, -1);             /* J7 */
     return RING_OK;
 }
 
@@ -110,8 +112,12 @@ enum ring_result group_join(struct consumer *consumer, const char *name, size_t 
         if (load_sc(joiner) != holder)
             continue;
         os_futex_wait(&ring->header->join_event, value, os_slice_ns < 0 ? -1 : 20 * 1000 * 1000);
-        if (load_sc(joiner) == holder && ring_reap_slot(ring, who_slot(holder)) != RING_OK)
+        if (load_sc(joiner) != holder)
+            continue;
+        if (ring_reap_slot(ring, who_slot(holder)) != RING_OK)
             return RING_WOULD_BLOCK;
+        if (load_sc(joiner) == holder) /* a reaper takes the join word back before it frees the slot */
+            return ring_corrupt(ring, "the join word names a participant that does not exist", holder);
     }
     if (result != RING_OK)
         return result;
@@ -120,6 +126,8 @@ enum ring_result group_join(struct consumer *consumer, const char *name, size_t 
     consumer->lossy = lossy;
     consumer->orphans_seen = UINT64_MAX; /* the first receive looks for orphans */
     consumer->lossy_position = load_sc(&consumer->group->cursor);
+    if (!position_valid(consumer->lossy_position))
+        return ring_corrupt(ring, "the group's cursor is not a position", consumer->lossy_position);
     store_release(&consumer->member.slot->info, (uint64_t)ROLE_CONSUMER | (uint64_t)(consumer->group_index + 1) << 8);
     return RING_OK;
 }

@@ -59,18 +59,33 @@ enum ring_result lossy_peek(struct consumer *consumer, struct record *record)
     return RING_RETRY;
 }
 
-/* Counts what is missing before a record in its producer's sequence. */
+/* What has been sent so far was not for this reader. `seen` has MAX_PARTICIPANTS entries. A record sent between the join and here may be received although it counts as earlier. */
+void lossy_begin(struct consumer *consumer, struct lossy_seen *seen)
+{
+    struct ring *ring = consumer->member.ring;
+    memset(seen, 0, MAX_PARTICIPANTS * sizeof *seen);
+    for (uint32_t i = 0; i < ring->g.participants; i++) {
+        seen[i].generation = slot_generation(load_sc(&ring->participants[i].word));
+        seen[i].first = seen[i].next = load_relaxed(&ring->participants[i].messages);
+    }
+    consumer->seen = seen;
+}
+
+/* Counts what is missing before a record in its producer's sequence. A loan's record lies before records that were committed earlier: it was counted when it was skipped, and is taken back. */
 static void count_lost(struct consumer *consumer, uint64_t origin)
 {
     struct lossy_seen *seen = &consumer->seen[origin_slot(origin)];
     uint64_t sequence = origin_sequence(origin);
-    if (seen->known && seen->generation == origin_generation(origin) && sequence >= seen->next)
+    if (seen->generation != origin_generation(origin)) {
+        seen->generation = origin_generation(origin); /* another participant in that slot: it began at 0 */
+        seen->first = seen->next = 0;
+    }
+    if (sequence >= seen->next) {
         consumer->lost += sequence - seen->next;
-    else if (!seen->known || seen->generation != origin_generation(origin))
-        consumer->lost += seen->known ? sequence : 0; /* another participant in that slot: it began at 0 */
-    seen->known = true;
-    seen->generation = origin_generation(origin);
-    seen->next = sequence + 1;
+        seen->next = sequence + 1;
+    } else if (sequence >= seen->first && consumer->lost > 0) {
+        consumer->lost--;
+    }
 }
 
 /* After the copy. RING_RETRY: the copy is worth nothing. */

@@ -119,8 +119,10 @@ static PyObject *consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         result = consumer_attach(&self->consumer, &ring->ring, group, (size_t)group_bytes, lossy != 0);
         Py_END_ALLOW_THREADS
     } while (result == RING_WOULD_BLOCK && PyErr_CheckSignals() == 0);
-    self->consumer.seen = seen;
+    if (seen && result == RING_OK)
+        lossy_begin(&self->consumer, seen);
     if (result != RING_OK) {
+        free(seen);
         if (!PyErr_Occurred())
             core_raise(ring, result, 0);
         Py_DECREF(self);
@@ -464,6 +466,7 @@ static PyObject *consumer_close(ConsumerObject *self, PyObject *redeliver)
         Py_RETURN_NONE;
     self->closing = true;
     self->redeliver_on_close = again;
+    or32_sc(&self->consumer.closing, 1);
     if (self->forks == os_fork_count() && self->inside != 0)
         ring_wake_everybody(&self->ring->ring);
     else if (self->views == 0)

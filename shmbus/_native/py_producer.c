@@ -354,6 +354,7 @@ static PyObject *producer_send_many(ProducerObject *self, PyObject *const *args,
 static PyObject *producer_close(ProducerObject *self, PyObject *Py_UNUSED(none))
 {
     self->closing = true;
+    or32_sc(&self->producer.closing, 1);
     if (!self->attached)
         Py_RETURN_NONE;
     if (self->forks == os_fork_count() && self->inside != 0)

@@ -169,6 +169,7 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     struct stat status;
     if (control_fd >= 0 && fstat(control_fd, &status) == 0)
         self->ring.control_inode = (uint64_t)status.st_ino;
+    self->forks = os_fork_count();
     self->open = true;
     return (PyObject *)self;
 fail:
@@ -368,6 +369,8 @@ static PyObject *ring_unregister(RingObject *self, PyObject *index)
     unsigned long wanted = PyLong_AsUnsignedLong(index);
     if (PyErr_Occurred() || !usable(self))
         return NULL;
+    if (self->forks != os_fork_count())
+        Py_RETURN_NONE; /* inherited by fork: the parent's to give back */
     for (uint32_t i = 0; i < self->ticket_count; i++) {
         if (self->tickets[i].index != wanted)
             continue;

@@ -17,6 +17,7 @@ typedef struct {
     uint32_t endpoints;      /* attached producers, consumers and tickets: the ring cannot be released under them */
     struct member *tickets;
     uint32_t ticket_count;
+    uint32_t forks;          /* of the process that made this object; its tickets are that process's */
     char label[LABEL_BYTES]; /* what messages call the channel */
 } RingObject;
 

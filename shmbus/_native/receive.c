@@ -199,6 +199,7 @@ enum ring_result consumer_take_leased(struct consumer *consumer, struct record *
     uint32_t index = consumer->spare_lease;
     if (index == NO_LEASE)
         return RING_NO_SLOT;
+    consumer->spare_lease = NO_LEASE; /* in use: a release below makes it the spare again. (Found by the model: kept as the spare, a lost race freed it and the next try used it unowned.) */
     struct lease *lease = &ring->leases[index];
     store_sc(&lease->start, record->position | LEASE_TAKING);
     if (load_sc(&consumer->group->cursor) != record->position) {
@@ -215,7 +216,6 @@ enum ring_result consumer_take_leased(struct consumer *consumer, struct record *
         consumer_release(consumer, index);
         return RING_DROPPED;
     }
-    consumer->spare_lease = NO_LEASE;
     record->lease = index;
     count_received(consumer, record->length);
     wake_next(consumer, record->end);

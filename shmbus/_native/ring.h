@@ -77,6 +77,7 @@ struct producer {
     uint64_t limit;      /* no claim may reach beyond it: a lower bound of floor + capacity, may lag */
     uint64_t sequence;
     uint32_t open_loans;
+    shared_u32 closing;  /* set by a thread that closes this end while another waits; private */
     uint32_t full_streak; /* sleeps for space since a claim last found room at once */
     struct spinner spinner;
 };
@@ -101,7 +102,10 @@ struct record {
     bool parked;
 };
 
-struct lossy_seen { uint64_t next; uint32_t generation; bool known; };
+struct lossy_seen {
+    uint64_t first, next; /* sequences: the first that could have been received, the next that should be */
+    uint32_t generation;
+};
 
 struct consumer {
     struct member member;
@@ -110,7 +114,7 @@ struct consumer {
     uint32_t spare_lease;    /* owned, clear, ready for the next record; NO_LEASE if none */
     uint32_t held_leases;
     uint64_t orphans_seen;   /* group->orphans when the lease table was last found to hold no orphan of the group */
-    bool by_descriptor;      /* fileno() was asked for: stays armed */
+    shared_u32 closing;      /* set by a thread that closes this end while another waits; private */
     bool private_group;
     bool lossy;
     uint64_t lossy_position;
@@ -186,6 +190,7 @@ void consumer_pass_wake_on(struct consumer *consumer);
 static inline bool consumer_sees_orphans(struct consumer *consumer) { return load_acquire(&consumer->group->orphans) != consumer->orphans_seen; }
 
 /* lossy.c */
+void lossy_begin(struct consumer *consumer, struct lossy_seen *seen);
 enum ring_result lossy_peek(struct consumer *consumer, struct record *record);
 enum ring_result lossy_take(struct consumer *consumer, const struct record *record);
 

@@ -1,5 +1,7 @@
 /* Waiting: spin while that pays, then sleep, and now and then look who blocks.
  *
+ * close() from another thread sets `closing` and wakes all: either the waiter has prepared by then and is woken, or it sees `closing` after it has.
+ *
  * The caller tries first, and waits only after RING_WOULD_BLOCK; a wait that returns says "try again", nothing more. All of this runs without the interpreter's lock.
  *
  * Spinning is worth it while the other side runs on another core. So: not at all if more participants of this ring live than there are cores, and otherwise for a budget that is learned:
@@ -78,7 +80,7 @@ enum wait_result consumer_wait(struct consumer *consumer, int64_t timeout_ns)
     if (spin(ring, &consumer->spinner, consumer->member.slot, consumer_ready, consumer, timeout_ns))
         return WAIT_READY;
     uint32_t value = event_prepare(&consumer->group->event);
-    if (consumer_looks_ready(consumer) || consumer_end(consumer) != RING_WOULD_BLOCK)
+    if (load32_sc(&consumer->closing) || consumer_looks_ready(consumer) || consumer_end(consumer) != RING_WOULD_BLOCK)
         return WAIT_READY;
     store_relaxed(&consumer->member.slot->sleeps, load_relaxed(&consumer->member.slot->sleeps) + 1);
     uint64_t cursor = consumer->lossy ? consumer->lossy_position : load_sc(&consumer->group->cursor);
@@ -121,7 +123,7 @@ enum wait_result producer_wait(struct producer *producer, uint64_t payload_bytes
     uint64_t seen = load_sc(&header->space_need);
     while (need < seen && !cas_sc(&header->space_need, seen, need))
         seen = load_sc(&header->space_need);
-    if (producer_has_space(producer, payload_bytes))
+    if (load32_sc(&producer->closing) || producer_has_space(producer, payload_bytes))
         return WAIT_READY;
     store_relaxed(&producer->member.slot->sleeps, load_relaxed(&producer->member.slot->sleeps) + 1);
     int error = os_futex_wait(&header->space_event, value, shorter(timeout_ns, slice));
