@@ -65,8 +65,10 @@ void lossy_begin(struct consumer *consumer, struct lossy_seen *seen)
     struct ring *ring = consumer->member.ring;
     memset(seen, 0, MAX_PARTICIPANTS * sizeof *seen);
     for (uint32_t i = 0; i < ring->g.participants; i++) {
-        seen[i].generation = slot_generation(load_sc(&ring->participants[i].word));
-        seen[i].first = seen[i].next = load_relaxed(&ring->participants[i].messages);
+        uint64_t word = load_sc(&ring->participants[i].word);
+        seen[i].generation = slot_generation(word);
+        if (slot_state(word) == SLOT_LIVE) /* else the counter is its last owner's */
+            seen[i].first = seen[i].next = load_relaxed(&ring->participants[i].messages);
     }
     consumer->seen = seen;
 }
@@ -91,6 +93,8 @@ static void count_lost(struct consumer *consumer, uint64_t origin)
 /* After the copy. RING_RETRY: the copy is worth nothing. */
 enum ring_result lossy_take(struct consumer *consumer, const struct record *record)
 {
+    if (consumer->lossy_position != record->position) /* another thread of this reader took it while we copied */
+        return RING_RETRY;
     if (overtaken(consumer, add_sc(&consumer->member.ring->header->floor, 0)))
         return RING_RETRY;
     consumer->lossy_position = record->end;

@@ -71,10 +71,17 @@ static void detach(ConsumerObject *self)
     self->ring->endpoints--;
 }
 
+/* A close() that came meanwhile from another thread has waited for this. */
+static void detach_if_closed(ConsumerObject *self)
+{
+    if (self->closing && self->inside == 0 && self->views == 0)
+        detach(self);
+}
+
 static void leave(ConsumerObject *self)
 {
-    if (--self->inside == 0 && self->closing && self->views == 0)
-        detach(self);
+    self->inside--;
+    detach_if_closed(self);
 }
 
 /* Consumer(ring, codec number, decode, tend, spin_ns, group or None, lossy, ack_done) */
@@ -331,8 +338,11 @@ static PyObject *receive(ConsumerObject *self, enum want want, int64_t deadline,
         release_held(self);
     for (;;) {
         enum ring_result result = try_once(self, want, &object);
+        detach_if_closed(self); /* during a long copy */
         if (result == RING_OK)
             return object;
+        if (!usable(self))
+            return NULL;
         if (result == RING_RETRY) {
             if (PyErr_CheckSignals() < 0)
                 return NULL;
@@ -431,6 +441,7 @@ static PyObject *consumer_recv_many(ConsumerObject *self, PyObject *const *args,
         if (!object)
             Py_CLEAR(list);
     }
+    detach_if_closed(self);
     return list;
 }
 
