@@ -6,18 +6,24 @@
  *   S3  sleep while word == v                 W3  word += COUNT; wake one; if one was asleep: done
  *                                             W4  word = (word + COUNT) & ~SLEEPING; wake all
  *
- * All of these are sequentially consistent. S1 before W2 in that order, and the waker sees the bit; or W2 before S1, so W1 before S2, and the sleeper sees
- * the thing (the pair that makes it work: S1 | W2 on the word, W1 | S2 on the thing). Between S1 and S3 any W3 or W4 changes the word, so S3 does not sleep.
+ * All of these are sequentially consistent. S1 before W2 in that order, and the waker sees the bit; or W2
+ * before S1, so W1 before S2, and the sleeper sees the thing (the pair that makes it work: S1 | W2 on the
+ * word, W1 | S2 on the thing). Between S1 and S3 any W3 or W4 changes the word, so S3 does not sleep.
  *
- * The bit is set while anybody may be asleep, and cleared in W4 alone, with an increment: a sleeper between S1 and S3 whose bit is cleared then finds another value.
- * W4 wakes all because somebody may have gone to sleep between "nobody was there" and the clearing. Nothing counts sleepers, so nothing leaks when one is killed.
+ * The bit is set while anybody may be asleep, and cleared in W4 alone, with an increment: a sleeper between
+ * S1 and S3 whose bit is cleared then finds another value.
+ * W4 wakes all because somebody may have gone to sleep between "nobody was there" and the clearing. Nothing
+ *    counts sleepers, so nothing leaks when one is killed.
  *
- * A wake-one can be lost with the one that was woken (killed, or it leaves empty-handed at its deadline): whoever leaves empty-handed passes the wake on, whoever takes
- * a record wakes another if the next one is ready, and a reaper wakes all.
+ * A wake-one can be lost with the one that was woken (killed, or it leaves empty-handed at its deadline):
+ * whoever leaves empty-handed passes the wake on, whoever takes a record wakes another if the next one is
+ * ready, and a reaper wakes all.
  *
- * A waker that is killed between W4's clearing and its wake leaves sleepers whose bit is gone. So after a death reapers wake without looking at the bit (event_wake_after_death); found by the model.
+ * A waker that is killed between W4's clearing and its wake leaves sleepers whose bit is gone. So after a
+ * death reapers wake without looking at the bit (event_wake_after_death); found by the model.
  *
- * ARMED is for a sleeper that waits in poll() instead of a futex: the waker clears it and writes the channel's eventfd. Nobody writes it unarmed.
+ * ARMED is for a sleeper that waits in poll() instead of a futex: the waker clears it and writes the
+ * channel's eventfd. Nobody writes it unarmed.
  */
 #include "event.h"
 
@@ -29,7 +35,8 @@ uint32_t event_prepare(shared_u32 *event) { return or32_sc(event, EVENT_SLEEPING
 
 uint32_t event_arm(shared_u32 *event) { return or32_sc(event, EVENT_ARMED) | EVENT_ARMED; }
 
-/* Clears `bits` with an increment. Returns false if they were clear already. Lock-free: a lost race means another word was written, and each of those made progress. */
+/* Clears `bits` with an increment. Returns false if they were clear already. Lock-free: a lost race means
+ * another word was written, and each of those made progress. */
 static bool clear_bits(shared_u32 *event, uint32_t bits)
 {
     for (;;) {

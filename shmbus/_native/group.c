@@ -1,16 +1,21 @@
 /* Groups: how they join, end, and are dropped.
  *
- * One participant at a time makes a group: it holds the join word (its slot and generation, by CAS from 0). That is a lock, on a path that is taken once a group,
- * not once a record; it is given back by a reaper if its holder is proved dead, and nothing but joining waits for it.
+ * One participant at a time makes a group: it holds the join word (its slot and generation, by CAS from 0).
+ * That is a lock, on a path that is taken once a group, not once a record; it is given back by a reaper if
+ * its holder is proved dead, and nothing but joining waits for it.
  *
  * A group that joins while producers run:
- *   J1  groups_high covers the slot    J2  cursor = tail (provisional)    J3  owner word: SETTLING (producers now count the cursor)
- *   J4  version + 1                    J5  cursor = tail, read again      J6  owner word: NAMED or PRIVATE; consumers may receive
- *   J7  wake the producers: some may have gone to sleep on the provisional cursor, which J5 then moved on (found by the model)
- * A producer's scan that ended before J4 may have missed the group, but it found a limit that was true for a tail at or below the one of J5; a scan that ends later
- * sees another version and starts over (send.c, F4).
+ *   J1  groups_high covers the slot    J2  cursor = tail (provisional)    J3  owner word: SETTLING (producers
+ *       now count the cursor)
+ *   J4  version + 1                    J5  cursor = tail, read again      J6  owner word: NAMED or PRIVATE;
+ *       consumers may receive
+ *   J7  wake the producers: some may have gone to sleep on the provisional cursor, which J5 then moved on
+ *       (found by the model)
+ * A producer's scan that ended before J4 may have missed the group, but it found a limit that was true for a
+ * tail at or below the one of J5; a scan that ends later sees another version and starts over (send.c, F4).
  *
- * HELD is a real group without a name, at position 0 from the start: until somebody joins, it keeps what was sent. The first to join takes it over with one CAS.
+ * HELD is a real group without a name, at position 0 from the start: until somebody joins, it keeps what was
+ * sent. The first to join takes it over with one CAS.
  */
 #include "ring.h"
 
@@ -25,7 +30,8 @@ uint32_t group_find(struct ring *ring, const char *name, size_t name_bytes)
     uint64_t high = load_sc(&ring->header->groups_high);
     for (uint32_t i = 0; i < ring->g.groups && i < high; i++) {
         struct group *group = &ring->groups[i];
-        if (group_state_of(load_sc(&group->owner)) != GROUP_NAMED || load_relaxed(&group->name_bytes) != name_bytes)
+        if (group_state_of(load_sc(&group->owner)) != GROUP_NAMED ||
+            load_relaxed(&group->name_bytes) != name_bytes)
             continue;
         if (memcmp(group->name, name, name_bytes) == 0)
             return i;
@@ -74,16 +80,17 @@ static enum ring_result make_group(struct consumer *consumer, const char *name, 
     }
     if (name)
         write_name(group, name, name_bytes);
-    store_sc(&group->cursor, load_sc(&header->tail));       /* J2 */
+    store_sc(&group->cursor, load_sc(&header->tail));         /* J2 */
     store_sc(&group->owner, owner_word(GROUP_SETTLING, who)); /* J3 */
-    add_sc(&header->version, 1);                            /* J4 */
-    store_sc(&group->cursor, load_sc(&header->tail));       /* J5 */
-    store_sc(&group->owner, final);                         /* J6 */
-    event_wake(&header->space_event, true, -1);             /* J7 */
+    add_sc(&header->version, 1);                              /* J4 */
+    store_sc(&group->cursor, load_sc(&header->tail));         /* J5 */
+    store_sc(&group->owner, final);                           /* J6 */
+    event_wake(&header->space_event, true, -1);               /* J7 */
     return RING_OK;
 }
 
-/* `name` NULL: a private group, or (lossy) only an event word. RING_WOULD_BLOCK: somebody else is joining; RING_RETRY cannot happen. */
+/* `name` NULL: a private group, or (lossy) only an event word. RING_WOULD_BLOCK: somebody else is joining;
+ * RING_RETRY cannot happen. */
 enum ring_result group_join(struct consumer *consumer, const char *name, size_t name_bytes, bool lossy)
 {
     struct ring *ring = consumer->member.ring;
@@ -99,7 +106,8 @@ enum ring_result group_join(struct consumer *consumer, const char *name, size_t 
         if (holder == 0) {
             if (!cas_sc(joiner, 0, consumer->member.who | 1))
                 continue;
-            found = name ? group_find(ring, name, name_bytes) : UINT32_MAX; /* made while we were not looking */
+            /* made while we were not looking */
+            found = name ? group_find(ring, name, name_bytes) : UINT32_MAX;
             if (found != UINT32_MAX)
                 consumer->group_index = found;
             else
@@ -128,7 +136,8 @@ enum ring_result group_join(struct consumer *consumer, const char *name, size_t 
     consumer->lossy_position = load_sc(&consumer->group->cursor);
     if (!position_valid(consumer->lossy_position))
         return ring_corrupt(ring, "the group's cursor is not a position", consumer->lossy_position);
-    store_release(&consumer->member.slot->info, (uint64_t)ROLE_CONSUMER | (uint64_t)(consumer->group_index + 1) << 8);
+    store_release(&consumer->member.slot->info,
+                  (uint64_t)ROLE_CONSUMER | (uint64_t)(consumer->group_index + 1) << 8);
     return RING_OK;
 }
 

@@ -1,10 +1,12 @@
 /* Readers that hold nobody back.
  *
- * A lossy reader keeps its position to itself; its group slot is there for the event word only. What it copied is whole if the floor still stood at or below the record after the
- * copy: producers overwrite a record only when the floor has passed it. The floor is then read by an atomic add of 0, because that, unlike a load, comes after the copy's own loads on
- * every machine.
+ * A lossy reader keeps its position to itself; its group slot is there for the event word only. What it
+ * copied is whole if the floor still stood at or below the record after the copy: producers overwrite a
+ * record only when the floor has passed it. The floor is then read by an atomic add of 0, because that,
+ * unlike a load, comes after the copy's own loads on every machine.
  *
- * When it was overtaken it goes on at the floor, which is always the start of a record. How much it lost it learns from the records' own sequence numbers, per producer.
+ * When it was overtaken it goes on at the floor, which is always the start of a record. How much it lost it
+ * learns from the records' own sequence numbers, per producer.
  */
 #include "ring.h"
 
@@ -31,7 +33,9 @@ enum ring_result lossy_peek(struct consumer *consumer, struct record *record)
                 continue;
             if (claim_state_of(word) == CLAIM_EMPTY || claim_lap(g, word) < position_lap(g, c))
                 return RING_WOULD_BLOCK;
-            return ring_corrupt(ring, "the claim word at a lossy reader's position is of a later lap than the floor allows", c);
+            return ring_corrupt(
+                ring, "the claim word at a lossy reader's position is of a later lap than the floor allows",
+                c);
         }
         if (claim_state_of(word) == CLAIM_CLAIMED)
             return RING_WOULD_BLOCK;
@@ -59,7 +63,8 @@ enum ring_result lossy_peek(struct consumer *consumer, struct record *record)
     return RING_RETRY;
 }
 
-/* What has been sent so far was not for this reader. `seen` has MAX_PARTICIPANTS entries. A record sent between the join and here may be received although it counts as earlier. */
+/* What has been sent so far was not for this reader. `seen` has MAX_PARTICIPANTS entries. A record sent
+ * between the join and here may be received although it counts as earlier. */
 void lossy_begin(struct consumer *consumer, struct lossy_seen *seen)
 {
     struct ring *ring = consumer->member.ring;
@@ -73,7 +78,8 @@ void lossy_begin(struct consumer *consumer, struct lossy_seen *seen)
     consumer->seen = seen;
 }
 
-/* Counts what is missing before a record in its producer's sequence. A loan's record lies before records that were committed earlier: it was counted when it was skipped, and is taken back. */
+/* Counts what is missing before a record in its producer's sequence. A loan's record lies before records
+ * that were committed earlier: it was counted when it was skipped, and is taken back. */
 static void count_lost(struct consumer *consumer, uint64_t origin)
 {
     struct lossy_seen *seen = &consumer->seen[origin_slot(origin)];
@@ -93,7 +99,8 @@ static void count_lost(struct consumer *consumer, uint64_t origin)
 /* After the copy. RING_RETRY: the copy is worth nothing. */
 enum ring_result lossy_take(struct consumer *consumer, const struct record *record)
 {
-    if (consumer->lossy_position != record->position) /* another thread of this reader took it while we copied */
+    /* another thread of this reader took it while we copied */
+    if (consumer->lossy_position != record->position)
         return RING_RETRY;
     if (overtaken(consumer, add_sc(&consumer->member.ring->header->floor, 0)))
         return RING_RETRY;

@@ -11,10 +11,7 @@ static int (*const registrations[])(PyObject *module) = {
     core_add_consumer,
 };
 
-core_state *core_state_of(PyObject *module)
-{
-    return (core_state *)PyModule_GetState(module);
-}
+core_state *core_state_of(PyObject *module) { return (core_state *)PyModule_GetState(module); }
 
 static int core_exec(PyObject *module)
 {
@@ -50,10 +47,7 @@ static int core_clear(PyObject *module)
     return 0;
 }
 
-static void core_free(void *module)
-{
-    (void)core_clear((PyObject *)module);
-}
+static void core_free(void *module) { (void)core_clear((PyObject *)module); }
 
 static PyModuleDef_Slot core_slots[] = {
     {Py_mod_exec, (void *)core_exec},

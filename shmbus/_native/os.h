@@ -1,4 +1,5 @@
-/* The operating system as the ring core sees it. os_linux.c is the real one; the model checker and the tests link their own, so that they decide when
+/* The operating system as the ring core sees it. os_linux.c is the real one; the model checker and the
+ * tests link their own, so that they decide when
  * time passes, who sleeps and who is dead. */
 #ifndef SHMBUS_OS_H
 #define SHMBUS_OS_H

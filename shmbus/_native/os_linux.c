@@ -3,10 +3,13 @@
  * Proof of death is never a timeout. A process is dead for us if
  *   - its pidfd is readable (it has ended; a zombie whose parent has not waited yet is dead too), or
  *   - pidfd_open() says ESRCH: there is no such process, or
- *   - there is one, but with another start time (read after pidfd_open, so it is not a reading of an earlier process): the number was given to somebody else, or
- *   - it is the same process by number and start time, but its memory map lacks the control region: it called exec() and became another program.
- * Everything else proves nothing: EPERM, EMFILE, a state 'Z' in /proc (which is also shown by a process whose leader thread has ended while others run), kill() (which succeeds on a
- * zombie), or a connection that closed.
+ *   - there is one, but with another start time (read after pidfd_open, so it is not a reading of an earlier
+ *     process): the number was given to somebody else, or
+ *   - it is the same process by number and start time, but its memory map lacks the control region: it called
+ *     exec() and became another program.
+ * Everything else proves nothing: EPERM, EMFILE, a state 'Z' in /proc (which is also shown by a process whose
+ * leader thread has ended while others run), kill() (which succeeds on a zombie), or a connection that
+ * closed.
  */
 #define _GNU_SOURCE
 #include "os.h"
@@ -53,7 +56,8 @@ int os_futex_wait(shared_u32 *word, uint32_t expected, int64_t timeout_ns)
         deadline.tv_nsec = (long)(at % UINT64_C(1000000000));
         until = &deadline;
     }
-    if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, expected, until, NULL, FUTEX_BITSET_MATCH_ANY) == 0 || errno == EAGAIN)
+    if (syscall(SYS_futex, word, FUTEX_WAIT_BITSET, expected, until, NULL, FUTEX_BITSET_MATCH_ANY) == 0 ||
+        errno == EAGAIN)
         return 0;
     return errno;
 }
@@ -93,7 +97,8 @@ uint32_t os_fork_count(void)
     return atomic_load_explicit(&forks, memory_order_relaxed);
 }
 
-/* Field 22 of /proc/PID/stat, in clock ticks since boot; 0 if it cannot be read. The name in field 2 may hold anything, so fields are counted from the last ')'. */
+/* Field 22 of /proc/PID/stat, in clock ticks since boot; 0 if it cannot be read. The name in field 2 may
+ * hold anything, so fields are counted from the last ')'. */
 static uint64_t start_time_of(uint32_t pid)
 {
     char path[32], text[1024];
@@ -129,10 +134,26 @@ static void learn_who_we_are(void)
     own_pid = (uint32_t)getpid();
 }
 
-uint32_t os_pid(void) { learn_who_we_are(); return own_pid; }
-uint64_t os_start_time(void) { learn_who_we_are(); return own_start; }
-uint64_t os_pid_namespace(void) { learn_who_we_are(); return pid_namespace; }
-uint64_t os_time_namespace(void) { learn_who_we_are(); return time_namespace; }
+uint32_t os_pid(void)
+{
+    learn_who_we_are();
+    return own_pid;
+}
+uint64_t os_start_time(void)
+{
+    learn_who_we_are();
+    return own_start;
+}
+uint64_t os_pid_namespace(void)
+{
+    learn_who_we_are();
+    return pid_namespace;
+}
+uint64_t os_time_namespace(void)
+{
+    learn_who_we_are();
+    return time_namespace;
+}
 
 uint32_t os_usable_cores(void)
 {
@@ -200,11 +221,13 @@ bool os_reserve(const struct ring *ring, uint64_t offset, uint64_t bytes)
     if (ring->control_fd >= 0)
         return fallocate(ring->control_fd, FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes) == 0;
     unsigned char *base = (unsigned char *)ring->header;
-    return madvise(base + (offset & ~UINT64_C(4095)), (bytes + (offset & 4095) + 4095) & ~UINT64_C(4095), MADV_POPULATE_WRITE) == 0;
+    return madvise(base + (offset & ~UINT64_C(4095)), (bytes + (offset & 4095) + 4095) & ~UINT64_C(4095),
+                   MADV_POPULATE_WRITE) == 0;
 }
 
 void os_unreserve(const struct ring *ring, uint64_t offset, uint64_t bytes)
 {
     if (ring->control_fd >= 0)
-        (void)!fallocate(ring->control_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset, (off_t)bytes);
+        (void)!fallocate(ring->control_fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+                         (off_t)bytes);
 }

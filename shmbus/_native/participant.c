@@ -1,14 +1,19 @@
 /* Slots of participants.
  *
- *   FREE(generation) --CAS--> ATTACHING(generation, pid, start) --owner--> LIVE --owner or reaper, CAS--> LEAVING --wake all; CAS--> FREE(generation + 1)
+ *   FREE(generation) --CAS--> ATTACHING(generation, pid, start) --owner--> LIVE --owner or reaper, CAS-->
+ *   LEAVING --wake all; CAS--> FREE(generation + 1)
  *
- * One compare-and-swap takes a slot and says who took it, so that a process killed anywhere in attach can be proved dead. A slot is given back only when nothing in
- * the ring refers to it: its claims are settled, its leases free or orphaned, its private group free, the join word not its own. So a word that names (slot, generation)
- * and a slot that still shows this generation, read in this order, speak of the same participant; that is what licenses a reaper's CAS.
+ * One compare-and-swap takes a slot and says who took it, so that a process killed anywhere in attach can be
+ * proved dead. A slot is given back only when nothing in the ring refers to it: its claims are settled, its
+ * leases free or orphaned, its private group free, the join word not its own. So a word that names (slot,
+ * generation) and a slot that still shows this generation, read in this order, speak of the same participant;
+ * that is what licenses a reaper's CAS.
  *
- * LEAVING is there for the wakes. Others may sleep until this participant has gone (the last producer), so the wake must come after it no longer counts; and it must come before the slot is free,
- * since nobody looks after a slot that is free: whoever is killed between the two, participant or reaper, leaves a slot that is reaped (again), with the wake. (Found by the model: with LIVE -> FREE -> wake
- * a leaver that was killed in its wake left a consumer asleep for ever.)
+ * LEAVING is there for the wakes. Others may sleep until this participant has gone (the last producer), so
+ * the wake must come after it no longer counts; and it must come before the slot is free, since nobody looks
+ * after a slot that is free: whoever is killed between the two, participant or reaper, leaves a slot that is
+ * reaped (again), with the wake. (Found by the model: with LIVE -> FREE -> wake a leaver that was killed in
+ * its wake left a consumer asleep for ever.)
  */
 #include "ring.h"
 
@@ -29,7 +34,8 @@ enum ring_result member_attach(struct member *member, struct ring *ring, enum pa
             uint64_t word = load_sc(&slot->word);
             if (slot_state(word) != SLOT_FREE)
                 continue;
-            raise_to(&ring->header->participants_high, i + 1); /* before the slot is taken, so that scans find it */
+            /* before the slot is taken, so that scans find it */
+            raise_to(&ring->header->participants_high, i + 1);
             uint64_t attaching = slot_pack(SLOT_ATTACHING, slot_generation(word), pid, start);
             if (!cas_sc(&slot->word, word, attaching))
                 continue;
@@ -46,7 +52,8 @@ enum ring_result member_attach(struct member *member, struct ring *ring, enum pa
             member->who = who_pack(i, slot_generation(word));
             store_sc(&slot->word, member->word);
             if (role == ROLE_PRODUCER || role == ROLE_TICKET)
-                store_sc(&ring->header->producers_seen, 1); /* after LIVE: who sees it also sees a registered producer, or one that has ended */
+                /* after LIVE: who sees it also sees a registered producer, or one that has ended */
+                store_sc(&ring->header->producers_seen, 1);
             return RING_OK;
         }
         ring_reap(ring); /* full: the dead may be in the way */
@@ -85,8 +92,10 @@ bool ring_has_registered_producer(struct ring *ring)
     return false;
 }
 
-/* end="producers", somebody was registered, and nobody is. producers_seen is read first: see member_attach. */
+/* end="producers", somebody was registered, and nobody is. producers_seen is read first: see
+ * member_attach. */
 bool ring_ends_with_producers(struct ring *ring)
 {
-    return (ring->flags & FLAG_END_PRODUCERS) && load_sc(&ring->header->producers_seen) != 0 && !ring_has_registered_producer(ring);
+    return (ring->flags & FLAG_END_PRODUCERS) && load_sc(&ring->header->producers_seen) != 0 &&
+           !ring_has_registered_producer(ring);
 }

@@ -1,9 +1,10 @@
 /* shmbus._core.Consumer and Lease: records into objects.
  *
- * Private copies only are decoded. A small record is copied before it is taken (receive.c, R1..R3), a large one under a lease. A frame that is one msgpack `bin` becomes bytes right here.
+ * Private copies only are decoded. A small record is copied before it is taken (receive.c, R1..R3), a large
+ * one under a lease. A frame that is one msgpack `bin` becomes bytes right here.
  *
- * A consumer may be used by several threads, like a producer (see py_producer.c); with ack="done" the record that is held is the consumer's, not the thread's, so there
- * each thread wants a consumer of its own.
+ * A consumer may be used by several threads, like a producer (see py_producer.c); with ack="done" the record
+ * that is held is the consumer's, not the thread's, so there each thread wants a consumer of its own.
  */
 #include "py_ring.h"
 
@@ -13,31 +14,30 @@
 
 #include "event.h"
 
-#define COPY_FIRST_BYTES 4096 /* records up to this are copied before they are taken: a wasted copy is cheap, a paused holder is not */
+#define COPY_FIRST_BYTES                                                                                     \
+    4096 /* records up to this are copied before they are taken: a wasted copy is cheap, a paused holder is not */
 #define CODEC_RAW 0u
 #define CODEC_MSGPACK 1u
 
 typedef struct {
-    PyObject_HEAD
-    RingObject *ring; /* strong */
+    PyObject_HEAD RingObject *ring; /* strong */
     struct consumer consumer;
     PyObject *decode; /* strong: frame -> object */
     PyObject *tend;   /* strong or NULL */
     uint64_t next_tend_ns;
-    uint32_t *held;   /* leases that the next receive releases (ack="done") */
+    uint32_t *held; /* leases that the next receive releases (ack="done") */
     uint32_t held_count;
     uint32_t codec;
     uint32_t inside;
-    uint32_t views;   /* Lease objects that are open */
+    uint32_t views; /* Lease objects that are open */
     uint32_t forks;
     uint32_t deliveries;
-    int epoll_fd;     /* -1 until fileno() is asked for */
+    int epoll_fd; /* -1 until fileno() is asked for */
     bool attached, closing, redeliver_on_close, ack_done;
 } ConsumerObject;
 
 typedef struct {
-    PyObject_HEAD
-    ConsumerObject *owner; /* strong */
+    PyObject_HEAD ConsumerObject *owner; /* strong */
     struct record record;
     Py_ssize_t exports;
     uint32_t forks;
@@ -51,9 +51,13 @@ static bool usable(ConsumerObject *self)
     if (self->attached && !self->closing && self->forks == os_fork_count())
         return true;
     if (self->attached && !self->closing)
-        core_error((PyObject *)self, "Closed", "%s: this consumer belongs to the process that attached it; use the channel to make one here", self->ring->label);
+        core_error(
+            (PyObject *)self, "Closed",
+            "%s: this consumer belongs to the process that attached it; use the channel to make one here",
+            self->ring->label);
     else
-        core_error((PyObject *)self, "Closed", "%s: this consumer is closed", self->ring ? self->ring->label : "channel");
+        core_error((PyObject *)self, "Closed", "%s: this consumer is closed",
+                   self->ring ? self->ring->label : "channel");
     return false;
 }
 
@@ -93,7 +97,8 @@ static PyObject *consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     const char *group;
     Py_ssize_t group_bytes;
     int lossy, ack_done;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOIz#pp", names, &ring_object, &codec, &decode, &tend, &spin_ns, &group, &group_bytes, &lossy, &ack_done))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOIz#pp", names, &ring_object, &codec, &decode, &tend,
+                                     &spin_ns, &group, &group_bytes, &lossy, &ack_done))
         return NULL;
     RingObject *ring = core_ring_of(ring_object);
     if (!ring)
@@ -122,8 +127,8 @@ static PyObject *consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     }
     enum ring_result result;
     do {
-        Py_BEGIN_ALLOW_THREADS
-        result = consumer_attach(&self->consumer, &ring->ring, group, (size_t)group_bytes, lossy != 0);
+        Py_BEGIN_ALLOW_THREADS result =
+            consumer_attach(&self->consumer, &ring->ring, group, (size_t)group_bytes, lossy != 0);
         Py_END_ALLOW_THREADS
     } while (result == RING_WOULD_BLOCK && PyErr_CheckSignals() == 0);
     if (seen && result == RING_OK)
@@ -183,13 +188,12 @@ static void copy_out(ConsumerObject *self, char *to, const unsigned char *from, 
         return;
     }
     self->inside++;
-    Py_BEGIN_ALLOW_THREADS
-    copy_shared(to, from, bytes);
-    Py_END_ALLOW_THREADS
-    self->inside--;
+    Py_BEGIN_ALLOW_THREADS copy_shared(to, from, bytes);
+    Py_END_ALLOW_THREADS self->inside--;
 }
 
-/* If the payload is one whole msgpack bin: how long its header is, else 0. The bytes may change while we look; each is read once, and the copy
+/* If the payload is one whole msgpack bin: how long its header is, else 0. The bytes may change while we
+ * look; each is read once, and the copy
  * counts only if the record is then taken. */
 static uint64_t bin_header(const unsigned char *payload, uint64_t length)
 {
@@ -203,14 +207,18 @@ static uint64_t bin_header(const unsigned char *payload, uint64_t length)
     else if (head[0] == 0xc5)
         bytes = 3, body = (uint64_t)head[1] << 8 | head[2];
     else if (head[0] == 0xc6)
-        bytes = 5, body = (uint64_t)head[1] << 24 | (uint64_t)head[2] << 16 | (uint64_t)head[3] << 8 | head[4];
+        bytes = 5,
+        body = (uint64_t)head[1] << 24 | (uint64_t)head[2] << 16 | (uint64_t)head[3] << 8 | head[4];
     return bytes != 0 && bytes + body == length ? bytes : 0;
 }
 
-/* Copies what becomes the bytes object: the whole payload, or the body of a bin. *whole says which. New reference. */
+/* Copies what becomes the bytes object: the whole payload, or the body of a bin. *whole says which. New
+ * reference. */
 static PyObject *copy_record(ConsumerObject *self, const struct record *record, enum want want, bool *whole)
 {
-    uint64_t skip = want == WANT_OBJECT && record->codec == CODEC_MSGPACK && self->codec == CODEC_MSGPACK ? bin_header(record->payload, record->length) : 0;
+    uint64_t skip = want == WANT_OBJECT && record->codec == CODEC_MSGPACK && self->codec == CODEC_MSGPACK
+                        ? bin_header(record->payload, record->length)
+                        : 0;
     *whole = skip == 0;
     PyObject *copy = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)(record->length - skip)); /* new */
     if (copy)
@@ -225,7 +233,9 @@ static PyObject *decoded(ConsumerObject *self, PyObject *copy, uint32_t codec, e
         return copy;
     if (codec != self->codec) {
         Py_DECREF(copy);
-        return core_error((PyObject *)self, "DecodeError", "%s: a record of codec number %u, where this end reads codec number %u; both ends must name the same codec",
+        return core_error((PyObject *)self, "DecodeError",
+                          "%s: a record of codec number %u, where this end reads codec number %u; both ends "
+                          "must name the same codec",
                           self->ring->label, codec, self->codec);
     }
     PyObject *object = PyObject_CallFunctionObjArgs(self->decode, copy, NULL); /* new */
@@ -273,7 +283,8 @@ static enum ring_result try_once(ConsumerObject *self, enum want want, PyObject 
         return consumer_end(consumer);
     if (result != RING_OK)
         return result;
-    if (record.lease == NO_LEASE && (consumer->lossy || (!self->ack_done && want != WANT_LEASE && record.length <= COPY_FIRST_BYTES))) {
+    if (record.lease == NO_LEASE &&
+        (consumer->lossy || (!self->ack_done && want != WANT_LEASE && record.length <= COPY_FIRST_BYTES))) {
         copy = copy_record(self, &record, want, &whole);
         if (!copy) {
             *object = NULL;
@@ -316,7 +327,8 @@ static enum ring_result try_once(ConsumerObject *self, enum want want, PyObject 
     return RING_OK;
 }
 
-/* Nothing was there: for those who wait in poll(), take the readiness back, arm, and look again. True: look again. */
+/* Nothing was there: for those who wait in poll(), take the readiness back, arm, and look again. True:
+ * look again. */
 static bool rearm(ConsumerObject *self)
 {
     struct epoll_event event;
@@ -327,7 +339,8 @@ static bool rearm(ConsumerObject *self)
     return consumer_looks_ready(&self->consumer) || consumer_end(&self->consumer) != RING_WOULD_BLOCK;
 }
 
-/* The record as the caller wants it, waiting until the deadline. NULL without an exception: `end_quietly` and the channel has ended. */
+/* The record as the caller wants it, waiting until the deadline. NULL without an exception: `end_quietly`
+ * and the channel has ended. */
 static PyObject *receive(ConsumerObject *self, enum want want, int64_t deadline, bool end_quietly, bool first)
 {
     PyObject *object = NULL;
@@ -357,20 +370,20 @@ static PyObject *receive(ConsumerObject *self, enum want want, int64_t deadline,
         if (deadline == NO_WAIT) {
             if (rearm(self))
                 continue;
-            return core_error((PyObject *)self, "WouldBlock", "%s: nothing to receive right now", self->ring->label);
+            return core_error((PyObject *)self, "WouldBlock", "%s: nothing to receive right now",
+                              self->ring->label);
         }
         if (core_tend(self->tend, &self->next_tend_ns) < 0)
             break;
         int64_t left = core_left_ns(deadline);
         if (left == 0) {
-            core_error((PyObject *)self, "TimedOut", "%s: nothing was received within the timeout", self->ring->label);
+            core_error((PyObject *)self, "TimedOut", "%s: nothing was received within the timeout",
+                       self->ring->label);
             break;
         }
         self->inside++;
-        Py_BEGIN_ALLOW_THREADS
-        consumer_wait(&self->consumer, left);
-        Py_END_ALLOW_THREADS
-        leave(self);
+        Py_BEGIN_ALLOW_THREADS consumer_wait(&self->consumer, left);
+        Py_END_ALLOW_THREADS leave(self);
         woken = true;
         if (PyErr_CheckSignals() < 0)
             break;
@@ -382,7 +395,8 @@ static PyObject *receive(ConsumerObject *self, enum want want, int64_t deadline,
     return NULL;
 }
 
-static PyObject *receive_with_timeout(ConsumerObject *self, const char *name, enum want want, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *receive_with_timeout(ConsumerObject *self, const char *name, enum want want,
+                                      PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
 {
     PyObject *timeout;
     if (core_value_and_timeout(name, args, nargs, kwnames, 0, NULL, &timeout) < 0)
@@ -391,29 +405,41 @@ static PyObject *receive_with_timeout(ConsumerObject *self, const char *name, en
     return deadline == -3 ? NULL : receive(self, want, deadline, false, true);
 }
 
-static PyObject *consumer_recv(ConsumerObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *consumer_recv(ConsumerObject *self, PyObject *const *args, Py_ssize_t nargs,
+                               PyObject *kwnames)
 {
     return receive_with_timeout(self, "recv", WANT_OBJECT, args, nargs, kwnames);
 }
 
-static PyObject *consumer_recv_bytes(ConsumerObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *consumer_recv_bytes(ConsumerObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                     PyObject *kwnames)
 {
     return receive_with_timeout(self, "recv_bytes", WANT_BYTES, args, nargs, kwnames);
 }
 
-static PyObject *consumer_lease(ConsumerObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *consumer_lease(ConsumerObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                PyObject *kwnames)
 {
     if (self->consumer.lossy)
-        return core_error((PyObject *)self, "Refused", "%s: a lossy reader cannot lease, since it holds nobody back; use recv()", self->ring->label);
+        return core_error((PyObject *)self, "Refused",
+                          "%s: a lossy reader cannot lease, since it holds nobody back; use recv()",
+                          self->ring->label);
     return receive_with_timeout(self, "lease", WANT_LEASE, args, nargs, kwnames);
 }
 
-static PyObject *consumer_try_recv(ConsumerObject *self, PyObject *Py_UNUSED(none)) { return receive(self, WANT_OBJECT, NO_WAIT, false, true); }
+static PyObject *consumer_try_recv(ConsumerObject *self, PyObject *Py_UNUSED(none))
+{
+    return receive(self, WANT_OBJECT, NO_WAIT, false, true);
+}
 
-static PyObject *consumer_next(ConsumerObject *self) { return receive(self, WANT_OBJECT, NO_DEADLINE, true, true); }
+static PyObject *consumer_next(ConsumerObject *self)
+{
+    return receive(self, WANT_OBJECT, NO_DEADLINE, true, true);
+}
 
 /* recv_many(at most, timeout): waits for the first, takes what is there. */
-static PyObject *consumer_recv_many(ConsumerObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *consumer_recv_many(ConsumerObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                    PyObject *kwnames)
 {
     PyObject *most_object, *timeout;
     if (core_value_and_timeout("recv_many", args, nargs, kwnames, 1, &most_object, &timeout) < 0)
@@ -425,7 +451,7 @@ static PyObject *consumer_recv_many(ConsumerObject *self, PyObject *const *args,
         return PyErr_Format(PyExc_ValueError, "recv_many() takes at least 1 message, not %zd", most);
     int64_t deadline = core_deadline(timeout);
     PyObject *object = deadline == -3 ? NULL : receive(self, WANT_OBJECT, deadline, false, true); /* new */
-    PyObject *list = object ? PyList_New(0) : NULL; /* new */
+    PyObject *list = object ? PyList_New(0) : NULL;                                               /* new */
     while (list) {
         int appended = PyList_Append(list, object);
         Py_DECREF(object);
@@ -452,12 +478,14 @@ static PyObject *consumer_fileno(ConsumerObject *self, PyObject *Py_UNUSED(none)
         return NULL;
     if (self->epoll_fd < 0) {
         if (self->ring->ring.event_fd < 0)
-            return core_error((PyObject *)self, "Refused", "%s has no descriptor to wait with in this process", self->ring->label);
+            return core_error((PyObject *)self, "Refused",
+                              "%s has no descriptor to wait with in this process", self->ring->label);
         struct epoll_event edge = {.events = EPOLLIN | EPOLLET};
         int fd = epoll_create1(EPOLL_CLOEXEC);
         if (fd < 0)
             return PyErr_SetFromErrno(PyExc_OSError);
-        /* Edge-triggered on an eventfd that nobody ever reads: each write is an edge for every consumer of the channel, and none can take another's away. */
+        /* Edge-triggered on an eventfd that nobody ever reads: each write is an edge for every consumer of
+         * the channel, and none can take another's away. */
         if (epoll_ctl(fd, EPOLL_CTL_ADD, self->ring->ring.event_fd, &edge) < 0) {
             close(fd);
             return PyErr_SetFromErrno(PyExc_OSError);
@@ -493,8 +521,10 @@ static PyObject *consumer_stats(ConsumerObject *self, PyObject *Py_UNUSED(none))
     struct consumer *c = &self->consumer;
     struct participant *slot = c->member.slot;
     uint64_t cursor = c->lossy ? c->lossy_position : load_sc(&c->group->cursor);
-    return Py_BuildValue("(IKKKKKIKL)", c->member.index, (unsigned long long)load_relaxed(&slot->messages), (unsigned long long)load_relaxed(&slot->bytes),
-        (unsigned long long)load_relaxed(&slot->sleeps), (unsigned long long)load_relaxed(&slot->spins), (unsigned long long)c->lost, c->group_index,
+    return Py_BuildValue(
+        "(IKKKKKIKL)", c->member.index, (unsigned long long)load_relaxed(&slot->messages),
+        (unsigned long long)load_relaxed(&slot->bytes), (unsigned long long)load_relaxed(&slot->sleeps),
+        (unsigned long long)load_relaxed(&slot->spins), (unsigned long long)c->lost, c->group_index,
         (unsigned long long)cursor, (long long)ring_head_blocker(&self->ring->ring, cursor));
 }
 
@@ -503,8 +533,14 @@ static PyObject *consumer_closed(ConsumerObject *self, void *Py_UNUSED(closure))
     return PyBool_FromLong(!self->attached || self->closing || self->forks != os_fork_count());
 }
 
-static PyObject *consumer_deliveries(ConsumerObject *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLong(self->deliveries); }
-static PyObject *consumer_lost(ConsumerObject *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLongLong(self->consumer.lost); }
+static PyObject *consumer_deliveries(ConsumerObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(self->deliveries);
+}
+static PyObject *consumer_lost(ConsumerObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(self->consumer.lost);
+}
 
 /* ---- Lease: a read-only view of one record, where it lies */
 
@@ -513,7 +549,9 @@ static PyObject *lease_release(LeaseObject *self, PyObject *Py_UNUSED(none))
     if (!self->open)
         Py_RETURN_NONE;
     if (self->exports != 0) {
-        PyErr_SetString(PyExc_BufferError, "views of this lease still exist (a memoryview or an array made from it): release them first");
+        PyErr_SetString(
+            PyExc_BufferError,
+            "views of this lease still exist (a memoryview or an array made from it): release them first");
         return NULL;
     }
     self->open = false;
@@ -533,7 +571,8 @@ static int lease_getbuffer(LeaseObject *self, Py_buffer *view, int flags)
         view->obj = NULL;
         return -1;
     }
-    if (PyBuffer_FillInfo(view, (PyObject *)self, (void *)(uintptr_t)self->record.payload, (Py_ssize_t)self->record.length, 1, flags) < 0)
+    if (PyBuffer_FillInfo(view, (PyObject *)self, (void *)(uintptr_t)self->record.payload,
+                          (Py_ssize_t)self->record.length, 1, flags) < 0)
         return -1;
     self->exports++;
     return 0;
@@ -555,8 +594,14 @@ static void lease_dealloc(LeaseObject *self)
     Py_DECREF(type);
 }
 
-static PyObject *lease_open(LeaseObject *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->open); }
-static PyObject *lease_codec(LeaseObject *self, void *Py_UNUSED(closure)) { return PyLong_FromUnsignedLong(self->record.codec); }
+static PyObject *lease_open(LeaseObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->open);
+}
+static PyObject *lease_codec(LeaseObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLong(self->record.codec);
+}
 
 #define FAST(function) ((PyCFunction)(void (*)(void))function)
 #define GET(function) ((getter)(void (*)(void))function)
@@ -629,7 +674,8 @@ static PyType_Spec lease_spec = {
 int core_add_consumer(PyObject *module)
 {
     core_state *state = core_state_of(module);
-    state->lease_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &lease_spec, NULL); /* new, kept in the state */
+    /* new, kept in the state */
+    state->lease_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &lease_spec, NULL);
     if (!state->lease_type || PyModule_AddObjectRef(module, "Lease", (PyObject *)state->lease_type) < 0)
         return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &consumer_spec, NULL); /* new */

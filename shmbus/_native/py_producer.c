@@ -1,14 +1,15 @@
 /* shmbus._core.Producer and Loan: objects into records.
  *
- * A producer may be used by several threads: what a claim touches is either atomic, or changed under the interpreter's lock, which is given up only to wait, and to copy long payloads between a
- * claim and its commit. `inside` counts the threads that are in such a place: close() from another thread then only asks (`closing`), and the last one out detaches.
+ * A producer may be used by several threads: what a claim touches is either atomic, or changed under the
+ * interpreter's lock, which is given up only to wait, and to copy long payloads between a claim and its
+ * commit. `inside` counts the threads that are in such a place: close() from another thread then only asks
+ * (`closing`), and the last one out detaches.
  * In a forked child the object is inert: the slot is the parent's.
  */
 #include "py_ring.h"
 
 typedef struct {
-    PyObject_HEAD
-    RingObject *ring; /* strong */
+    PyObject_HEAD RingObject *ring; /* strong */
     struct producer producer;
     PyObject *encode; /* strong: object -> bytes, or a list of buffers that make the frame */
     PyObject *tend;   /* strong or NULL */
@@ -28,9 +29,13 @@ static bool usable(ProducerObject *self)
     if (self->attached && !self->closing && self->forks == os_fork_count())
         return true;
     if (self->attached && !self->closing)
-        core_error((PyObject *)self, "Closed", "%s: this producer belongs to the process that attached it; use the channel to make one here", self->ring->label);
+        core_error(
+            (PyObject *)self, "Closed",
+            "%s: this producer belongs to the process that attached it; use the channel to make one here",
+            self->ring->label);
     else
-        core_error((PyObject *)self, "Closed", "%s: this producer is closed", self->ring ? self->ring->label : "channel");
+        core_error((PyObject *)self, "Closed", "%s: this producer is closed",
+                   self->ring ? self->ring->label : "channel");
     return false;
 }
 
@@ -56,7 +61,8 @@ static PyObject *producer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     static char *names[] = {"ring", "codec", "encode", "tend", "spin_ns", NULL};
     PyObject *ring_object, *encode, *tend;
     unsigned int codec, spin_ns;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOI", names, &ring_object, &codec, &encode, &tend, &spin_ns))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OIOOI", names, &ring_object, &codec, &encode, &tend,
+                                     &spin_ns))
         return NULL;
     RingObject *ring = core_ring_of(ring_object);
     if (!ring)
@@ -72,10 +78,9 @@ static PyObject *producer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     self->packs_bytes = codec == CODEC_MSGPACK;
     self->forks = os_fork_count();
     enum ring_result result;
-    Py_BEGIN_ALLOW_THREADS
-    result = producer_attach(&self->producer, &ring->ring);
-    Py_END_ALLOW_THREADS
-    if (result != RING_OK) {
+    Py_BEGIN_ALLOW_THREADS result = producer_attach(&self->producer, &ring->ring);
+    Py_END_ALLOW_THREADS if (result != RING_OK)
+    {
         core_raise(ring, result, 0);
         Py_DECREF(self);
         return NULL;
@@ -124,12 +129,14 @@ static bool blocked_by_own_loan(ProducerObject *self)
     uint64_t high = load_sc(&ring->header->groups_high);
     int64_t mine = self->producer.member.index;
     for (uint32_t i = 0; i < ring->g.groups && i < high; i++)
-        if (group_holds_back(group_state_of(load_sc(&ring->groups[i].owner))) && ring_head_blocker(ring, load_sc(&ring->groups[i].cursor)) == mine)
+        if (group_holds_back(group_state_of(load_sc(&ring->groups[i].owner))) &&
+            ring_head_blocker(ring, load_sc(&ring->groups[i].cursor)) == mine)
             return true;
     return ring_head_blocker(ring, load_sc(&ring->header->floor)) == mine;
 }
 
-/* Claims room, waiting until the deadline. 1 claimed, 0 would block (only with NO_WAIT), -1 with an exception set. On 1 and `inside` counted up. */
+/* Claims room, waiting until the deadline. 1 claimed, 0 would block (only with NO_WAIT), -1 with an
+ * exception set. On 1 and `inside` counted up. */
 static int claim_room(ProducerObject *self, uint64_t bytes, int64_t deadline, struct claim *claim)
 {
     for (;;) {
@@ -161,15 +168,15 @@ static int claim_room(ProducerObject *self, uint64_t bytes, int64_t deadline, st
             return -1;
         int64_t left = core_left_ns(deadline);
         if (left == 0) {
-            core_error((PyObject *)self, "TimedOut", "%s: no space for a record of %llu bytes within the timeout; stats() names who holds it back",
-                       self->ring->label, (unsigned long long)bytes);
+            core_error(
+                (PyObject *)self, "TimedOut",
+                "%s: no space for a record of %llu bytes within the timeout; stats() names who holds it back",
+                self->ring->label, (unsigned long long)bytes);
             return -1;
         }
         self->inside++;
-        Py_BEGIN_ALLOW_THREADS
-        producer_wait(&self->producer, bytes, left);
-        Py_END_ALLOW_THREADS
-        leave(self);
+        Py_BEGIN_ALLOW_THREADS producer_wait(&self->producer, bytes, left);
+        Py_END_ALLOW_THREADS leave(self);
         if (PyErr_CheckSignals() < 0)
             return -1;
     }
@@ -182,10 +189,8 @@ static void copy_payload(ProducerObject *self, unsigned char *to, const void *fr
         return;
     }
     self->inside++;
-    Py_BEGIN_ALLOW_THREADS
-    copy_shared(to, from, bytes);
-    Py_END_ALLOW_THREADS
-    self->inside--;
+    Py_BEGIN_ALLOW_THREADS copy_shared(to, from, bytes);
+    Py_END_ALLOW_THREADS self->inside--;
 }
 
 /* The header of a msgpack bin of that many bytes; returns its length. */
@@ -216,7 +221,8 @@ static void finish(ProducerObject *self, const struct claim *claim, uint64_t len
         detach(self);
 }
 
-static int send_prefixed(ProducerObject *self, const unsigned char *prefix, size_t prefix_bytes, const void *body, size_t body_bytes, uint32_t codec, int64_t deadline)
+static int send_prefixed(ProducerObject *self, const unsigned char *prefix, size_t prefix_bytes,
+                         const void *body, size_t body_bytes, uint32_t codec, int64_t deadline)
 {
     struct claim claim;
     int claimed = claim_room(self, prefix_bytes + body_bytes, deadline, &claim);
@@ -289,19 +295,22 @@ static int send_object(ProducerObject *self, PyObject *object, int64_t deadline)
         if (PyBytes_AsStringAndSize(object, &bytes, &length) < 0)
             return -1;
         if (length <= (Py_ssize_t)UINT32_MAX)
-            return send_prefixed(self, prefix, bin_header(prefix, (size_t)length), bytes, (size_t)length, CODEC_MSGPACK, deadline);
+            return send_prefixed(self, prefix, bin_header(prefix, (size_t)length), bytes, (size_t)length,
+                                 CODEC_MSGPACK, deadline);
     }
     if (!usable(self))
         return -1;
     PyObject *frame = PyObject_CallFunctionObjArgs(self->encode, object, NULL); /* new */
     if (!frame)
         return -1;
-    int sent = PyList_CheckExact(frame) ? send_parts(self, frame, deadline) : send_buffer(self, frame, self->codec, deadline);
+    int sent = PyList_CheckExact(frame) ? send_parts(self, frame, deadline)
+                                        : send_buffer(self, frame, self->codec, deadline);
     Py_DECREF(frame);
     return sent;
 }
 
-static PyObject *producer_send(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *producer_send(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs,
+                               PyObject *kwnames)
 {
     PyObject *object, *timeout;
     if (core_value_and_timeout("send", args, nargs, kwnames, 1, &object, &timeout) < 0)
@@ -318,7 +327,8 @@ static PyObject *producer_try_send(ProducerObject *self, PyObject *object)
     return sent < 0 ? NULL : PyBool_FromLong(sent);
 }
 
-static PyObject *producer_send_bytes(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *producer_send_bytes(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                     PyObject *kwnames)
 {
     PyObject *object, *timeout;
     if (core_value_and_timeout("send_bytes", args, nargs, kwnames, 1, &object, &timeout) < 0)
@@ -329,7 +339,8 @@ static PyObject *producer_send_bytes(ProducerObject *self, PyObject *const *args
     Py_RETURN_NONE;
 }
 
-static PyObject *producer_send_many(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *producer_send_many(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs,
+                                    PyObject *kwnames)
 {
     PyObject *objects, *timeout;
     if (core_value_and_timeout("send_many", args, nargs, kwnames, 1, &objects, &timeout) < 0)
@@ -370,8 +381,10 @@ static PyObject *producer_stats(ProducerObject *self, PyObject *Py_UNUSED(none))
     if (!usable(self))
         return NULL;
     struct participant *slot = self->producer.member.slot;
-    return Py_BuildValue("(IKKKK)", self->producer.member.index, (unsigned long long)load_relaxed(&slot->messages),
-        (unsigned long long)load_relaxed(&slot->bytes), (unsigned long long)load_relaxed(&slot->sleeps), (unsigned long long)load_relaxed(&slot->spins));
+    return Py_BuildValue(
+        "(IKKKK)", self->producer.member.index, (unsigned long long)load_relaxed(&slot->messages),
+        (unsigned long long)load_relaxed(&slot->bytes), (unsigned long long)load_relaxed(&slot->sleeps),
+        (unsigned long long)load_relaxed(&slot->spins));
 }
 
 static PyObject *producer_closed(ProducerObject *self, void *Py_UNUSED(closure))
@@ -382,8 +395,7 @@ static PyObject *producer_closed(ProducerObject *self, void *Py_UNUSED(closure))
 /* ---- loans */
 
 typedef struct {
-    PyObject_HEAD
-    ProducerObject *owner; /* strong */
+    PyObject_HEAD ProducerObject *owner; /* strong */
     struct claim claim;
     uint64_t bytes;
     Py_ssize_t exports;
@@ -391,7 +403,8 @@ typedef struct {
     bool open;
 } LoanObject;
 
-static PyObject *producer_loan(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames)
+static PyObject *producer_loan(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs,
+                               PyObject *kwnames)
 {
     PyObject *size, *timeout;
     if (core_value_and_timeout("loan", args, nargs, kwnames, 1, &size, &timeout) < 0)
@@ -444,9 +457,12 @@ static bool loan_usable(LoanObject *self)
     if (self->open && self->forks == os_fork_count() && self->exports == 0)
         return true;
     if (self->open && self->exports != 0)
-        PyErr_SetString(PyExc_BufferError, "views of this loan still exist (a memoryview or an array made from it): release them, then commit or abort");
+        PyErr_SetString(PyExc_BufferError, "views of this loan still exist (a memoryview or an array made "
+                                           "from it): release them, then commit or abort");
     else
-        core_error((PyObject *)self, "Closed", "%s: this loan was committed or aborted already, or belongs to the parent process", self->owner->ring->label);
+        core_error((PyObject *)self, "Closed",
+                   "%s: this loan was committed or aborted already, or belongs to the parent process",
+                   self->owner->ring->label);
     return false;
 }
 
@@ -462,7 +478,8 @@ static PyObject *loan_commit(LoanObject *self, PyObject *args)
             return NULL;
     }
     if (length > self->bytes)
-        return PyErr_Format(PyExc_ValueError, "this loan is %llu bytes long; %llu cannot be committed", (unsigned long long)self->bytes, length);
+        return PyErr_Format(PyExc_ValueError, "this loan is %llu bytes long; %llu cannot be committed",
+                            (unsigned long long)self->bytes, length);
     end_loan(self, true, length);
     Py_RETURN_NONE;
 }
@@ -475,7 +492,10 @@ static PyObject *loan_abort(LoanObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-static PyObject *loan_open(LoanObject *self, void *Py_UNUSED(closure)) { return PyBool_FromLong(self->open && self->forks == os_fork_count()); }
+static PyObject *loan_open(LoanObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->open && self->forks == os_fork_count());
+}
 
 static int loan_getbuffer(LoanObject *self, Py_buffer *view, int flags)
 {
@@ -568,7 +588,8 @@ static PyType_Spec loan_spec = {
 int core_add_producer(PyObject *module)
 {
     core_state *state = core_state_of(module);
-    state->loan_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loan_spec, NULL); /* new, kept in the state */
+    /* new, kept in the state */
+    state->loan_type = (PyTypeObject *)PyType_FromModuleAndSpec(module, &loan_spec, NULL);
     if (!state->loan_type || PyModule_AddObjectRef(module, "Loan", (PyObject *)state->loan_type) < 0)
         return -1;
     PyObject *type = PyType_FromModuleAndSpec(module, &producer_spec, NULL); /* new */

@@ -29,8 +29,7 @@
 #include <unistd.h>
 
 typedef struct {
-    PyObject_HEAD
-    struct region region;
+    PyObject_HEAD struct region region;
     int prot;
     bool shared;
     bool protecting;
@@ -41,10 +40,7 @@ typedef struct {
 
 static const int all_rights = PROT_READ | PROT_WRITE | PROT_EXEC;
 
-static bool is_mirrored(const RegionObject *self)
-{
-    return self->region.span != self->region.length;
-}
+static bool is_mirrored(const RegionObject *self) { return self->region.span != self->region.length; }
 
 /* -1 with OSError set, from an errno value. */
 static int raise_errno(int error)
@@ -97,8 +93,7 @@ static int check_unused(RegionObject *self, const char *action)
 static PyObject *region_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     (void)type, (void)args, (void)kwargs;
-    PyErr_SetString(PyExc_TypeError,
-                    "a Region is made by one of its class methods: map(), anonymous(), ...");
+    PyErr_SetString(PyExc_TypeError, "a Region is made by one of its class methods: map(), anonymous(), ...");
     return NULL;
 }
 
@@ -139,10 +134,9 @@ static PyObject *region_map_method(PyObject *type, PyObject *args, PyObject *kwa
     };
     struct region mapped;
     int error;
-    Py_BEGIN_ALLOW_THREADS
-    error = region_map(&mapped, &request);
-    Py_END_ALLOW_THREADS
-    if (error != 0) {
+    Py_BEGIN_ALLOW_THREADS error = region_map(&mapped, &request);
+    Py_END_ALLOW_THREADS if (error != 0)
+    {
         Py_DECREF(self);
         (void)raise_errno(error);
         return NULL;
@@ -160,8 +154,7 @@ static void region_dealloc(RegionObject *self)
     if (self->region.base != NULL) {
         struct region mapped = self->region;
         self->region.base = NULL;
-        Py_BEGIN_ALLOW_THREADS
-        (void)region_unmap(&mapped);
+        Py_BEGIN_ALLOW_THREADS(void) region_unmap(&mapped);
         Py_END_ALLOW_THREADS
     }
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
@@ -184,10 +177,9 @@ static PyObject *region_close(RegionObject *self, PyObject *unused)
     struct region mapped = self->region;
     self->region.base = NULL;
     int error;
-    Py_BEGIN_ALLOW_THREADS
-    error = region_unmap(&mapped);
-    Py_END_ALLOW_THREADS
-    if (error != 0) {
+    Py_BEGIN_ALLOW_THREADS error = region_unmap(&mapped);
+    Py_END_ALLOW_THREADS if (error != 0)
+    {
         (void)raise_errno(error);
         return NULL;
     }
@@ -235,10 +227,8 @@ static Py_ssize_t region_len(RegionObject *self)
     do {                                                                                                     \
         forget_other_process(self);                                                                          \
         (self)->calls++;                                                                                     \
-        Py_BEGIN_ALLOW_THREADS                                                                               \
-        (error) = (call);                                                                                    \
-        Py_END_ALLOW_THREADS                                                                                 \
-        (self)->calls--;                                                                                     \
+        Py_BEGIN_ALLOW_THREADS(error) = (call);                                                              \
+        Py_END_ALLOW_THREADS(self)->calls--;                                                                 \
     } while (0)
 
 static PyObject *none_or_errno(int error)

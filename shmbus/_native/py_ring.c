@@ -1,4 +1,5 @@
-/* shmbus._core.Ring: one process's view of a channel's two regions. Policy (names, settings, who may attach) is Python's. */
+/* shmbus._core.Ring: one process's view of a channel's two regions. Policy (names, settings, who may
+ * attach) is Python's. */
 #include "py_ring.h"
 
 #include <math.h>
@@ -11,7 +12,8 @@
 PyObject *core_error(PyObject *any_core_object, const char *name, const char *format, ...)
 {
     (void)any_core_object;
-    PyObject *errors = PyImport_ImportModule("shmbus.errors"); /* new; a look into sys.modules but for the first time */
+    /* new; a look into sys.modules but for the first time */
+    PyObject *errors = PyImport_ImportModule("shmbus.errors");
     PyObject *kind = errors ? PyObject_GetAttrString(errors, name) : NULL; /* new */
     if (kind) {
         va_list arguments;
@@ -33,28 +35,38 @@ PyObject *core_raise(RingObject *self, enum ring_result result, uint64_t size_by
     case RING_WOULD_BLOCK:
         return core_error(object, "WouldBlock", "%s: nothing can be done without waiting", label);
     case RING_END:
-        return core_error(object, "EndOfChannel", "%s has ended: everything was received and nothing more can be sent", label);
+        return core_error(object, "EndOfChannel",
+                          "%s has ended: everything was received and nothing more can be sent", label);
     case RING_CLOSED:
         return core_error(object, "Closed", "%s is closed: nothing more can be sent", label);
     case RING_POISONED:
-        return core_error(object, "Corrupt", "%s was poisoned (reason %llu): a participant found its memory broken; make a new channel",
-                          label, (unsigned long long)load_relaxed(&ring->header->poison_reason));
+        return core_error(
+            object, "Corrupt",
+            "%s was poisoned (reason %llu): a participant found its memory broken; make a new channel", label,
+            (unsigned long long)load_relaxed(&ring->header->poison_reason));
     case RING_DROPPED:
         return core_error(object, "Closed", "this group was dropped from %s", label);
     case RING_CORRUPT:
         ring_poison(ring, 1);
-        return core_error(object, "Corrupt", "%s: %s (position %llu); some process wrote where it had no business; make a new channel",
-                          label, ring->why ? ring->why : "contradiction", (unsigned long long)ring->why_position);
+        return core_error(
+            object, "Corrupt",
+            "%s: %s (position %llu); some process wrote where it had no business; make a new channel", label,
+            ring->why ? ring->why : "contradiction", (unsigned long long)ring->why_position);
     case RING_TOO_LARGE: {
         unsigned long long limit = ring->g.capacity_bytes / 2 - RECORD_HEADER_BYTES;
-        PyObject *none = core_error(object, "TooLarge", "%s: a record of %llu bytes; the largest that fits is %llu bytes, half of the capacity of %llu; "
-                          "make the channel with a larger capacity, or send the data in pieces",
-                          label, (unsigned long long)size_bytes, limit, (unsigned long long)ring->g.capacity_bytes);
+        PyObject *none = core_error(
+            object, "TooLarge",
+            "%s: a record of %llu bytes; the largest that fits is %llu bytes, half of the capacity of %llu; "
+            "make the channel with a larger capacity, or send the data in pieces",
+            label, (unsigned long long)size_bytes, limit, (unsigned long long)ring->g.capacity_bytes);
         PyObject *type, *value, *trace;
         PyErr_Fetch(&type, &value, &trace);
         PyErr_NormalizeException(&type, &value, &trace);
-        PyObject *size = PyLong_FromUnsignedLongLong(size_bytes), *most = PyLong_FromUnsignedLongLong(limit); /* new */
-        if (value && size && most && (PyObject_SetAttrString(value, "size_bytes", size) < 0 || PyObject_SetAttrString(value, "limit_bytes", most) < 0))
+        /* new */
+        PyObject *size = PyLong_FromUnsignedLongLong(size_bytes), *most = PyLong_FromUnsignedLongLong(limit);
+        if (value && size && most &&
+            (PyObject_SetAttrString(value, "size_bytes", size) < 0 ||
+             PyObject_SetAttrString(value, "limit_bytes", most) < 0))
             PyErr_Clear();
         Py_XDECREF(size);
         Py_XDECREF(most);
@@ -66,7 +78,10 @@ PyObject *core_raise(RingObject *self, enum ring_result result, uint64_t size_by
     case RING_SECOND_PRODUCER:
         return core_error(object, "Refused", "%s: %s", label, ring->why ? ring->why : "refused");
     case RING_OWN_LOAN:
-        return core_error(object, "Refused", "%s is full behind a loan that this very endpoint holds: waiting would never end; commit or abort the loan first", label);
+        return core_error(object, "Refused",
+                          "%s is full behind a loan that this very endpoint holds: waiting would never end; "
+                          "commit or abort the loan first",
+                          label);
     case RING_NO_GROUP:
         return core_error(object, "Refused", "%s has no such group", label);
     case RING_NO_MEMORY:
@@ -105,11 +120,13 @@ int64_t core_left_ns(int64_t deadline)
     return left > 0 ? left : 0;
 }
 
-int core_value_and_timeout(const char *name, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames, int required, PyObject **value, PyObject **timeout)
+int core_value_and_timeout(const char *name, PyObject *const *args, Py_ssize_t nargs, PyObject *kwnames,
+                           int required, PyObject **value, PyObject **timeout)
 {
     *timeout = NULL;
     if (nargs < required || nargs > required + 1) {
-        PyErr_Format(PyExc_TypeError, "%s() takes %d positional argument%s and timeout", name, required, required == 1 ? "" : "s");
+        PyErr_Format(PyExc_TypeError, "%s() takes %d positional argument%s and timeout", name, required,
+                     required == 1 ? "" : "s");
         return -1;
     }
     if (required)
@@ -148,7 +165,8 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     PyObject *control, *data;
     int control_fd, event_fd;
     const char *label;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiis", names, &control, &data, &control_fd, &event_fd, &label))
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "OOiis", names, &control, &data, &control_fd, &event_fd,
+                                     &label))
         return NULL;
     allocfunc allocate = (allocfunc)PyType_GetSlot(type, Py_tp_alloc);
     RingObject *self = (RingObject *)allocate(type, 0); /* new, zeroed */
@@ -159,7 +177,8 @@ static PyObject *ring_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         goto fail;
     if (PyObject_GetBuffer(data, &self->data, PyBUF_SIMPLE) < 0)
         goto fail;
-    const char *wrong = ring_open(&self->ring, self->control.buf, (uint64_t)self->control.len, self->data.buf, (uint64_t)self->data.len / 2);
+    const char *wrong = ring_open(&self->ring, self->control.buf, (uint64_t)self->control.len, self->data.buf,
+                                  (uint64_t)self->data.len / 2);
     if (wrong) {
         core_error((PyObject *)self, "Corrupt", "%s: %s", label, wrong);
         goto fail;
@@ -198,7 +217,7 @@ static void ring_dealloc(RingObject *self)
 
 RingObject *core_ring_of(PyObject *object)
 {
-    PyObject *module = PyImport_ImportModule("shmbus._core"); /* new */
+    PyObject *module = PyImport_ImportModule("shmbus._core");                /* new */
     PyObject *type = module ? PyObject_GetAttrString(module, "Ring") : NULL; /* new */
     Py_XDECREF(module);
     if (!type)
@@ -208,7 +227,8 @@ RingObject *core_ring_of(PyObject *object)
     if (is_ring == 1) {
         if (((RingObject *)object)->open)
             return (RingObject *)object;
-        core_error(object, "Closed", "%s: this process has closed its mapping", ((RingObject *)object)->label);
+        core_error(object, "Closed", "%s: this process has closed its mapping",
+                   ((RingObject *)object)->label);
         return NULL;
     }
     if (is_ring == 0)
@@ -234,7 +254,8 @@ static PyObject *ring_release(RingObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-/* geometry(capacity_bytes, participants, leases, groups, parking_limit_bytes) -> (control bytes to reserve, control bytes in all) */
+/* geometry(capacity_bytes, participants, leases, groups, parking_limit_bytes) -> (control bytes to
+ * reserve, control bytes in all) */
 static PyObject *ring_geometry(PyObject *Py_UNUSED(type), PyObject *args)
 {
     unsigned long long capacity, parking;
@@ -249,7 +270,8 @@ static PyObject *ring_geometry(PyObject *Py_UNUSED(type), PyObject *args)
     return Py_BuildValue("(KK)", (unsigned long long)g.control_bytes, (unsigned long long)g.total_bytes);
 }
 
-/* format(control, capacity_bytes, participants, leases, groups, parking_limit_bytes, flags, max_deliveries, identity, group_names, settings) */
+/* format(control, capacity_bytes, participants, leases, groups, parking_limit_bytes, flags,
+ * max_deliveries, identity, group_names, settings) */
 static PyObject *ring_format_region(PyObject *Py_UNUSED(type), PyObject *args)
 {
     Py_buffer control = {0};
@@ -258,15 +280,18 @@ static PyObject *ring_format_region(PyObject *Py_UNUSED(type), PyObject *args)
     const char *identity, *blob;
     Py_ssize_t identity_bytes, blob_bytes;
     PyObject *names;
-    if (!PyArg_ParseTuple(args, "w*KIIIKIIy#O!y#", &control, &capacity, &settings.participants, &settings.leases, &settings.groups, &parking,
-                          &settings.flags, &settings.max_deliveries, &identity, &identity_bytes, &PyTuple_Type, &names, &blob, &blob_bytes))
+    if (!PyArg_ParseTuple(args, "w*KIIIKIIy#O!y#", &control, &capacity, &settings.participants,
+                          &settings.leases, &settings.groups, &parking, &settings.flags,
+                          &settings.max_deliveries, &identity, &identity_bytes, &PyTuple_Type, &names, &blob,
+                          &blob_bytes))
         return NULL;
     struct geometry g;
     const char *group_names[MAX_GROUPS];
     PyObject *result = NULL;
     settings.group_count = (uint32_t)PyTuple_Size(names);
-    if (!geometry_make(&g, capacity, settings.participants, settings.leases, settings.groups, parking) || (uint64_t)control.len < g.control_bytes
-        || identity_bytes != 16 || settings.group_count > settings.groups || blob_bytes > (Py_ssize_t)SETTINGS_BYTES) {
+    if (!geometry_make(&g, capacity, settings.participants, settings.leases, settings.groups, parking) ||
+        (uint64_t)control.len < g.control_bytes || identity_bytes != 16 ||
+        settings.group_count > settings.groups || blob_bytes > (Py_ssize_t)SETTINGS_BYTES) {
         PyErr_SetString(PyExc_ValueError, "these numbers do not make a ring in that region");
         goto done;
     }
@@ -291,7 +316,8 @@ done:
     return result;
 }
 
-/* check(header, file_bytes) -> (identity, settings, capacity_bytes, control bytes, control bytes with parking) of a header that somebody else wrote, read by pread */
+/* check(header, file_bytes) -> (identity, settings, capacity_bytes, control bytes, control bytes with
+ * parking) of a header that somebody else wrote, read by pread */
 static PyObject *ring_check(PyObject *type, PyObject *args)
 {
     Py_buffer header = {0};
@@ -313,8 +339,10 @@ static PyObject *ring_check(PyObject *type, PyObject *args)
         else if (copy->settings_bytes > SETTINGS_BYTES)
             core_error(type, "Corrupt", "the ring's settings are longer than their place");
         else
-            result = Py_BuildValue("(y#y#KKK)", (char *)copy->identity, (Py_ssize_t)16, (char *)copy->settings, (Py_ssize_t)copy->settings_bytes,
-                                   (unsigned long long)g.capacity_bytes, (unsigned long long)g.control_bytes, (unsigned long long)g.total_bytes);
+            result =
+                Py_BuildValue("(y#y#KKK)", (char *)copy->identity, (Py_ssize_t)16, (char *)copy->settings,
+                              (Py_ssize_t)copy->settings_bytes, (unsigned long long)g.capacity_bytes,
+                              (unsigned long long)g.control_bytes, (unsigned long long)g.total_bytes);
     }
     free(copy);
     PyBuffer_Release(&header);
@@ -343,10 +371,8 @@ static PyObject *ring_reap_all(RingObject *self, PyObject *Py_UNUSED(none))
     if (!usable(self))
         return NULL;
     uint32_t count;
-    Py_BEGIN_ALLOW_THREADS
-    count = ring_reap(&self->ring);
-    Py_END_ALLOW_THREADS
-    return PyLong_FromUnsignedLong(count);
+    Py_BEGIN_ALLOW_THREADS count = ring_reap(&self->ring);
+    Py_END_ALLOW_THREADS return PyLong_FromUnsignedLong(count);
 }
 
 static PyObject *ring_register(RingObject *self, PyObject *Py_UNUSED(none))
@@ -405,7 +431,8 @@ static PyObject *append(PyObject *list, PyObject *item) /* steals item */
     return list;
 }
 
-/* [(slot, pid, start time, role, group index or -1, messages, bytes, sleeps, spins), ...] of all who are attached */
+/* [(slot, pid, start time, role, group index or -1, messages, bytes, sleeps, spins), ...] of all who are
+ * attached */
 static PyObject *ring_participants(RingObject *self, PyObject *Py_UNUSED(none))
 {
     if (!usable(self))
@@ -418,15 +445,20 @@ static PyObject *ring_participants(RingObject *self, PyObject *Py_UNUSED(none))
         if (slot_state(word) == SLOT_FREE)
             continue;
         uint64_t info = load_acquire(&slot->info);
-        list = append(list, Py_BuildValue("(IIKiiKKKK)", i, slot_pid(word), (unsigned long long)load_relaxed(&slot->start),
-            slot_state(word) == SLOT_LIVE ? (int)info_role(info) : (int)ROLE_NONE, (int)info_group(info) - 1,
-            (unsigned long long)load_relaxed(&slot->messages), (unsigned long long)load_relaxed(&slot->bytes),
-            (unsigned long long)load_relaxed(&slot->sleeps), (unsigned long long)load_relaxed(&slot->spins)));
+        list = append(
+            list,
+            Py_BuildValue("(IIKiiKKKK)", i, slot_pid(word), (unsigned long long)load_relaxed(&slot->start),
+                          slot_state(word) == SLOT_LIVE ? (int)info_role(info) : (int)ROLE_NONE,
+                          (int)info_group(info) - 1, (unsigned long long)load_relaxed(&slot->messages),
+                          (unsigned long long)load_relaxed(&slot->bytes),
+                          (unsigned long long)load_relaxed(&slot->sleeps),
+                          (unsigned long long)load_relaxed(&slot->spins)));
     }
     return list;
 }
 
-/* [(index, state, name, cursor, redelivered, dropped, slot whose claim is at the cursor or -1), ...] of all groups in use */
+/* [(index, state, name, cursor, redelivered, dropped, slot whose claim is at the cursor or -1), ...] of
+ * all groups in use */
 static PyObject *ring_groups(RingObject *self, PyObject *Py_UNUSED(none))
 {
     if (!usable(self))
@@ -446,13 +478,16 @@ static PyObject *ring_groups(RingObject *self, PyObject *Py_UNUSED(none))
         memcpy(name, group->name, sizeof name);
         PyObject *text = PyUnicode_DecodeUTF8(name, (Py_ssize_t)bytes, "replace"); /* new */
         list = append(list, text ? Py_BuildValue("(IiNKKKL)", i, (int)state, text, (unsigned long long)cursor,
-            (unsigned long long)load_relaxed(&group->redelivered), (unsigned long long)load_relaxed(&group->dropped),
-            (long long)ring_head_blocker(ring, cursor)) : NULL);
+                                                 (unsigned long long)load_relaxed(&group->redelivered),
+                                                 (unsigned long long)load_relaxed(&group->dropped),
+                                                 (long long)ring_head_blocker(ring, cursor))
+                                 : NULL);
     }
     return list;
 }
 
-/* [(lease, owner state, slot, group, deliveries, state, start, end), ...] of all leases that hold something */
+/* [(lease, owner state, slot, group, deliveries, state, start, end), ...] of all leases that hold
+ * something */
 static PyObject *ring_leases(RingObject *self, PyObject *Py_UNUSED(none))
 {
     if (!usable(self))
@@ -464,8 +499,10 @@ static PyObject *ring_leases(RingObject *self, PyObject *Py_UNUSED(none))
         uint64_t start = load_sc(&ring->leases[i].start);
         if (owner_state_of(owner) < OWNER_OWNED || (start & 3) == LEASE_CLEAR)
             continue;
-        list = append(list, Py_BuildValue("(IiIIIiKK)", i, (int)owner_state_of(owner), who_slot(owner), owner_group(owner), owner_deliveries(owner),
-            (int)(start & 3), (unsigned long long)(start & ~UINT64_C(3)), (unsigned long long)load_sc(&ring->leases[i].end)));
+        list = append(list, Py_BuildValue("(IiIIIiKK)", i, (int)owner_state_of(owner), who_slot(owner),
+                                          owner_group(owner), owner_deliveries(owner), (int)(start & 3),
+                                          (unsigned long long)(start & ~UINT64_C(3)),
+                                          (unsigned long long)load_sc(&ring->leases[i].end)));
     }
     return list;
 }
@@ -476,8 +513,10 @@ static PyObject *ring_counters(RingObject *self, PyObject *Py_UNUSED(none))
     if (!usable(self))
         return NULL;
     struct header *header = self->ring.header;
-    return Py_BuildValue("(KKKKKK)", (unsigned long long)load_sc(&header->tail), (unsigned long long)load_sc(&header->floor),
-        (unsigned long long)load_sc(&header->status), (unsigned long long)load_relaxed(&header->reaped), (unsigned long long)load_relaxed(&header->aborted),
+    return Py_BuildValue(
+        "(KKKKKK)", (unsigned long long)load_sc(&header->tail), (unsigned long long)load_sc(&header->floor),
+        (unsigned long long)load_sc(&header->status), (unsigned long long)load_relaxed(&header->reaped),
+        (unsigned long long)load_relaxed(&header->aborted),
         (unsigned long long)load_relaxed(&header->poison_reason));
 }
 
@@ -523,7 +562,10 @@ static PyObject *set_slice(PyObject *Py_UNUSED(module), PyObject *seconds)
     return PyFloat_FromDouble(before);
 }
 
-static PyObject *own_start_time(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none)) { return PyLong_FromUnsignedLongLong(os_start_time()); }
+static PyObject *own_start_time(PyObject *Py_UNUSED(module), PyObject *Py_UNUSED(none))
+{
+    return PyLong_FromUnsignedLongLong(os_start_time());
+}
 
 static PyMethodDef ring_functions[] = {
     {"set_wait_slice", set_slice, METH_O, NULL},
@@ -533,7 +575,7 @@ static PyMethodDef ring_functions[] = {
 
 int core_add_ring(PyObject *module)
 {
-    os_fork_count(); /* from now on forks are noticed */
+    os_fork_count();                                                     /* from now on forks are noticed */
     PyObject *type = PyType_FromModuleAndSpec(module, &ring_spec, NULL); /* new */
     if (!type)
         return -1;

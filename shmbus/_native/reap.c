@@ -1,22 +1,31 @@
 /* Cleaning up after a participant that is proved dead.
  *
- * No election: any number may reap the same slot at once, any of them may be paused at any point and go on much later, and any of them may be killed half-way. So each step is a CAS from
- * the exact word that was read, and each word says which participant it speaks of:
- *   - a claim word names a slot, not a generation; after reading it the slot's word is read again. If that still shows the dead generation, the claim is the dead one's, because a slot is
- *     given to somebody else only after all of its claims were settled. The CAS from that exact word (its lap is in it) then cannot hit anything else.
+ * No election: any number may reap the same slot at once, any of them may be paused at any point and go on
+ * much later, and any of them may be killed half-way. So each step is a CAS from the exact word that was
+ * read, and each word says which participant it speaks of:
+ *   - a claim word names a slot, not a generation; after reading it the slot's word is read again. If that
+ *     still shows the dead generation, the claim is the dead one's, because a slot is given to somebody else
+ *     only after all of its claims were settled. The CAS from that exact word (its lap is in it) then cannot
+ *     hit anything else.
  *   - owner words of leases and groups, and the join word, carry slot and generation.
- * Reapers never write a cursor, a lease's start or a record. The slot is freed last, after the wakes; if a reaper dies before that, the next one does it all again.
+ * Reapers never write a cursor, a lease's start or a record. The slot is freed last, after the wakes; if a
+ * reaper dies before that, the next one does it all again.
  *
- * A lease OWNED by the dead:  start CLEAR or TAKING: FREE.   HOLDING with the group's cursor below end: the dead one had not taken it: FREE.
- *                             HOLDING with the cursor at or beyond end, or PARKED: ORPHAN, for another member (FREE if the channel drops such records, or the group is no longer).
- * The cursor may have been moved past end by another member, while the dead one was still trying: then the record is delivered twice. A death may cost that (at least once), and never a record.
+ * A lease OWNED by the dead:
+ *   start CLEAR or TAKING: FREE.
+ *   HOLDING with the group's cursor below end, so that the dead one had not taken it: FREE.
+ *   HOLDING with the cursor at or beyond end, or PARKED: ORPHAN, for another member (FREE if the channel drops
+ *   such records, or the group is no longer).
+ * The cursor may have been moved past end by another member, while the dead one was still trying: then the
+ * record is delivered twice. A death may cost that (at least once), and never a record.
  */
 #include "ring.h"
 
 #include "event.h"
 #include "os.h"
 
-/* Settles what the dead one had claimed: CLAIMED becomes ABORTED, which every reader steps over. False if the slot is no longer the dead one's. */
+/* Settles what the dead one had claimed: CLAIMED becomes ABORTED, which every reader steps over. False if
+ * the slot is no longer the dead one's. */
 static bool settle_claims(struct ring *ring, uint32_t index, uint64_t dead)
 {
     const struct geometry *g = &ring->g;
@@ -28,7 +37,7 @@ static bool settle_claims(struct ring *ring, uint32_t index, uint64_t dead)
         if (!claim_is_of(g, word, position)) {
             uint64_t floor = load_sc(&ring->header->floor);
             if (floor <= position || !position_valid(floor))
-                return true; /* the tail */
+                return true;  /* the tail */
             position = floor; /* overrun meanwhile; what lies below the floor is settled */
             continue;
         }
@@ -52,15 +61,17 @@ static void settle_leases(struct ring *ring, uint64_t who)
     for (uint32_t i = 0; i < ring->g.leases && i < high; i++) {
         struct lease *lease = &ring->leases[i];
         uint64_t owner = load_sc(&lease->owner);
-        if ((owner_state_of(owner) != OWNER_ACQUIRING && owner_state_of(owner) != OWNER_OWNED) || who_of(owner) != who)
+        if ((owner_state_of(owner) != OWNER_ACQUIRING && owner_state_of(owner) != OWNER_OWNED) ||
+            who_of(owner) != who)
             continue;
         uint64_t after = OWNER_FREE;
         bool drop = false;
         uint32_t g = owner_group(owner);
         if (owner_state_of(owner) == OWNER_OWNED && g < ring->g.groups) {
             uint64_t start = load_sc(&lease->start);
-            bool taken = (start & 3) == LEASE_PARKED
-                || ((start & 3) == LEASE_HOLDING && load_sc(&ring->groups[g].cursor) >= load_sc(&lease->end));
+            bool taken =
+                (start & 3) == LEASE_PARKED ||
+                ((start & 3) == LEASE_HOLDING && load_sc(&ring->groups[g].cursor) >= load_sc(&lease->end));
             if (taken && group_state_of(load_sc(&ring->groups[g].owner)) == GROUP_NAMED) {
                 drop = (ring->flags & FLAG_DROP_ORPHANS) != 0;
                 after = drop ? OWNER_FREE : owner_pack(OWNER_ORPHAN, 0, g, owner_deliveries(owner));
@@ -77,7 +88,8 @@ static void settle_groups(struct ring *ring, uint64_t who)
     for (uint32_t i = 0; i < ring->g.groups && i < high; i++) {
         uint64_t owner = load_sc(&ring->groups[i].owner);
         enum group_state state = group_state_of(owner);
-        if ((state == GROUP_SETTLING || state == GROUP_PRIVATE || state == GROUP_LOSSY) && who_of(owner) == who)
+        if ((state == GROUP_SETTLING || state == GROUP_PRIVATE || state == GROUP_LOSSY) &&
+            who_of(owner) == who)
             cas_sc(&ring->groups[i].owner, owner, GROUP_FREE);
     }
 }
@@ -104,8 +116,9 @@ enum ring_result ring_reap_slot(struct ring *ring, uint32_t index)
     uint64_t start = live ? load_acquire(&slot->start) : slot_start_low(dead);
     if (ring->foreign || !os_is_dead(ring, slot_pid(dead), start, live))
         return RING_NOT_DEAD;
-    uint64_t info = load_acquire(&slot->info); /* after the proof: before, it could still have been about to join a group */
-    if (load_sc(&slot->word) != dead)          /* start and info may be the next one's */
+    /* after the proof: before, it could still have been about to join a group */
+    uint64_t info = load_acquire(&slot->info);
+    if (load_sc(&slot->word) != dead) /* start and info may be the next one's */
         return RING_NOT_DEAD;
     uint64_t who = who_pack(index, slot_generation(dead));
     if (!settle_claims(ring, index, dead))
@@ -115,7 +128,8 @@ enum ring_result ring_reap_slot(struct ring *ring, uint32_t index)
     cas_sc(&ring->header->joiner, who | 1, 0);
     uint32_t group = info_group(info);
     if (live && group != 0 && group <= ring->g.groups)
-        add_sc(&ring->groups[group - 1].orphans, 1); /* always: an earlier reaper may have died between the orphans and this */
+        /* always: an earlier reaper may have died between the orphans and this */
+        add_sc(&ring->groups[group - 1].orphans, 1);
     uint64_t leaving = slot_leaving(dead);
     if (leaving != dead && cas_sc(&slot->word, dead, leaving))
         count_up(&ring->header->reaped, 1);
@@ -130,7 +144,8 @@ uint32_t ring_reap(struct ring *ring)
     uint32_t count = 0;
     uint64_t high = load_sc(&ring->header->participants_high);
     for (uint32_t i = 0; i < ring->g.participants && i < high; i++)
-        if (slot_state(load_sc(&ring->participants[i].word)) != SLOT_FREE && ring_reap_slot(ring, i) == RING_OK)
+        if (slot_state(load_sc(&ring->participants[i].word)) != SLOT_FREE &&
+            ring_reap_slot(ring, i) == RING_OK)
             count++;
     return count;
 }

@@ -3,24 +3,33 @@
  * Small records are copied first and taken afterwards:
  *   R1  c = cursor; w = claim word of c's cell; COMMITTED of this lap, else nothing is there
  *   R2  read the length, check it against the length in cells of w, copy the payload out
- *   R3  CAS(cursor, c, end). Success proves that the cursor stood at c all the while (it only grows), that the producers therefore left the cells alone, and so that
- *       the copy is whole. Failure: throw the copy away. A receiver that is paused anywhere in here holds up nobody.
+ *   R3  CAS(cursor, c, end). Success proves that the cursor stood at c all the while (it only grows), that
+ *       the producers therefore left the cells alone, and so that the copy is whole. Failure: throw the copy
+ *       away. A receiver that is paused anywhere in here holds up nobody.
  * The compare-and-swap is a release, so the copy's loads come before it on every machine.
  *
- * Large records, views and ack="done" are taken under a lease, which keeps the bytes when the cursor has moved on:
- *   L1  lease.start = TAKING(c)   L2  read the cursor again: moved, clear and start over   L3  lease.end = end; lease.start = HOLDING(c)
- *   L4  CAS(cursor, c, end), else clear   L5  use   L6  clear
- * Producers read cursors before leases (send.c), so one who sees the cursor of L4 sees the lease of L1. Nobody sleeps between L1 and L4.
+ * Large records, views and ack="done" are taken under a lease, which keeps the bytes when the cursor has
+ * moved on:
+ *   L1  lease.start = TAKING(c)
+ *   L2  read the cursor again: moved, clear and start over
+ *   L3  lease.end = end; lease.start = HOLDING(c)
+ *   L4  CAS(cursor, c, end), else clear
+ *   L5  use
+ *   L6  clear
+ * Producers read cursors before leases (send.c), so one who sees the cursor of L4 sees the lease of L1.
+ * Nobody sleeps between L1 and L4.
  *
  * Who owns a lease is one word, the only one that anybody but the owner changes:
- *   FREE -> ACQUIRING(me) -> OWNED(me, group, deliveries) -> FREE                        by the owner
- *   OWNED(dead) -> FREE or ORPHAN(group, deliveries)                                     by reapers, CAS from the exact word (reap.c)
- *   ORPHAN -> OWNED(me, group, deliveries + 1)                                           adoption, by a member of the group
- * start and end have a single writer, the owner; producers ignore them under FREE and ACQUIRING, so a lease can be taken over without touching them.
- * (In the opening design reapers cleared `start`. A reaper that had been paused could then clear the lease of the slot's next owner: the word can be the same.)
+ *   by the owner:  FREE -> ACQUIRING(me) -> OWNED(me, group, deliveries) -> FREE
+ *   by reapers:    OWNED(dead) -> FREE or ORPHAN(group, deliveries), CAS from the exact word (reap.c)
+ *   adoption:      ORPHAN -> OWNED(me, group, deliveries + 1), by a member of the group
+ * start and end have a single writer, the owner; producers ignore them under FREE and ACQUIRING, so a lease
+ * can be taken over without touching them. (In the opening design reapers cleared `start`. A reaper that had
+ * been paused could then clear the lease of the slot's next owner: the word can be the same.)
  *
- * Parking: under ack="done" the record is kept until the next receive, perhaps for minutes. Its payload is copied into the block of its lease, behind the control
- * region's tables, and the lease becomes PARKED, which no longer holds producers back. A record too large for a block, or for which there is no memory, stays in
+ * Parking: under ack="done" the record is kept until the next receive, perhaps for minutes. Its payload is
+ * copied into the block of its lease, behind the control region's tables, and the lease becomes PARKED, which
+ * no longer holds producers back. A record too large for a block, or for which there is no memory, stays in
  * the ring.
  */
 #include "ring.h"
@@ -28,8 +37,9 @@
 #include "event.h"
 #include "os.h"
 
-/* Producers may sleep until the floor reaches space_need: wake them unless this cursor itself still stands below that. (Not: only if it stood below before. space_need may be
- * lower than what any living sleeper needs, since one that is killed or leaves early does not take its need back.) */
+/* Producers may sleep until the floor reaches space_need: wake them unless this cursor itself still stands
+ * below that. (Not: only if it stood below before. space_need may be lower than what any living sleeper
+ * needs, since one that is killed or leaves early does not take its need back.) */
 static void wake_space(struct ring *ring, uint64_t cursor_now)
 {
     struct header *header = ring->header;
@@ -37,11 +47,14 @@ static void wake_space(struct ring *ring, uint64_t cursor_now)
         return;
     if (load_sc(&header->space_need) > cursor_now)
         return;
-    store_sc(&header->space_need, UINT64_MAX); /* before the event word changes: a sleeper that sets it later has prepared later, and so looked later (wait.c) */
+    /* before the event word changes: a sleeper that sets it later has prepared later, and so looked later
+     * (wait.c) */
+    store_sc(&header->space_need, UINT64_MAX);
     event_wake(&header->space_event, true, ring->event_fd);
 }
 
-/* Whoever moves the cursor wakes another if the next record is ready: the wake-one of that record may have gone to somebody who died with it. */
+/* Whoever moves the cursor wakes another if the next record is ready: the wake-one of that record may have
+ * gone to somebody who died with it. */
 static void wake_next(struct consumer *consumer, uint64_t cursor)
 {
     struct ring *ring = consumer->member.ring;
@@ -52,9 +65,13 @@ static void wake_next(struct consumer *consumer, uint64_t cursor)
         event_wake(&consumer->group->event, false, ring->event_fd);
 }
 
-static enum group_state group_state_now(struct consumer *consumer) { return group_state_of(load_sc(&consumer->group->owner)); }
+static enum group_state group_state_now(struct consumer *consumer)
+{
+    return group_state_of(load_sc(&consumer->group->owner));
+}
 
-enum ring_result consumer_attach(struct consumer *consumer, struct ring *ring, const char *group, size_t group_bytes, bool lossy)
+enum ring_result consumer_attach(struct consumer *consumer, struct ring *ring, const char *group,
+                                 size_t group_bytes, bool lossy)
 {
     memset(consumer, 0, sizeof *consumer);
     consumer->spare_lease = NO_LEASE;
@@ -119,7 +136,8 @@ void consumer_release(struct consumer *consumer, uint32_t index)
 /* Only of a group that still holds producers back: a dropped one is overrun, and rightly so. */
 static enum ring_result contradiction(struct consumer *consumer, const char *why, uint64_t position)
 {
-    return group_state_now(consumer) == GROUP_DROPPED ? RING_DROPPED : ring_corrupt(consumer->member.ring, why, position);
+    return group_state_now(consumer) == GROUP_DROPPED ? RING_DROPPED
+                                                      : ring_corrupt(consumer->member.ring, why, position);
 }
 
 /* R1 and R2 up to the length: what stands at the cursor. Steps over aborted records. */
@@ -199,7 +217,9 @@ enum ring_result consumer_take_leased(struct consumer *consumer, struct record *
     uint32_t index = consumer->spare_lease;
     if (index == NO_LEASE)
         return RING_NO_SLOT;
-    consumer->spare_lease = NO_LEASE; /* in use: a release below makes it the spare again. (Found by the model: kept as the spare, a lost race freed it and the next try used it unowned.) */
+    /* in use: a release below makes it the spare again. (Found by the model: kept as the spare, a lost
+     * race freed it and the next try used it unowned.) */
+    consumer->spare_lease = NO_LEASE;
     struct lease *lease = &ring->leases[index];
     store_sc(&lease->start, record->position | LEASE_TAKING);
     if (load_sc(&consumer->group->cursor) != record->position) {
@@ -222,7 +242,10 @@ enum ring_result consumer_take_leased(struct consumer *consumer, struct record *
     return RING_OK;
 }
 
-static unsigned char *parking_of(struct ring *ring, uint32_t lease) { return ring->parking + lease * ring->g.parking_bytes; }
+static unsigned char *parking_of(struct ring *ring, uint32_t lease)
+{
+    return ring->parking + lease * ring->g.parking_bytes;
+}
 
 /* Moves a leased record out of the ring, if there is room for it. */
 void consumer_park(struct consumer *consumer, struct record *record)
@@ -255,7 +278,8 @@ static bool adopted_record(struct ring *ring, uint32_t index, struct record *rec
     record->position = start & ~UINT64_C(3);
     record->end = end;
     record->lease = index;
-    if (!position_valid(record->position) || !position_valid(end) || end <= record->position || end - record->position > ring->g.capacity_bytes / 2)
+    if (!position_valid(record->position) || !position_valid(end) || end <= record->position ||
+        end - record->position > ring->g.capacity_bytes / 2)
         return false;
     if ((start & 3) == LEASE_PARKED && ring->parking) {
         first = load_acquire(&lease->parked);
@@ -297,7 +321,8 @@ enum ring_result consumer_adopt(struct consumer *consumer, struct record *record
             }
             continue;
         }
-        if (!cas_sc(&lease->owner, owner, owner_pack(OWNER_OWNED, consumer->member.who, consumer->group_index, deliveries)))
+        if (!cas_sc(&lease->owner, owner,
+                    owner_pack(OWNER_OWNED, consumer->member.who, consumer->group_index, deliveries)))
             continue;
         if (!adopted_record(ring, i, record)) {
             consumer_release(consumer, i);
@@ -331,8 +356,10 @@ static bool group_has_unfinished(struct consumer *consumer)
     return false;
 }
 
-/* After a look that found nothing: RING_WOULD_BLOCK if something may still come, else why not. Whoever finds the end wakes the others, who find it too.
- * First the reason, then the emptiness: a producer looks at the status after its claim (C6), so a claim that this read does not see will be aborted. */
+/* After a look that found nothing: RING_WOULD_BLOCK if something may still come, else why not. Whoever
+ * finds the end wakes the others, who find it too.
+ * First the reason, then the emptiness: a producer looks at the status after its claim (C6), so a claim that
+ * this read does not see will be aborted. */
 enum ring_result consumer_end(struct consumer *consumer)
 {
     struct ring *ring = consumer->member.ring;
@@ -347,7 +374,8 @@ enum ring_result consumer_end(struct consumer *consumer)
     uint64_t word = load_sc(claim_at(ring, cursor));
     if (claim_is_of(&ring->g, word, cursor) || load_sc(&ring->header->tail) != cursor)
         return RING_WOULD_BLOCK;
-    if (!consumer->lossy && (group_has_unfinished(consumer) || load_sc(&consumer->group->orphans) != consumer->orphans_seen))
+    if (!consumer->lossy &&
+        (group_has_unfinished(consumer) || load_sc(&consumer->group->orphans) != consumer->orphans_seen))
         return RING_WOULD_BLOCK;
     event_wake(&consumer->group->event, true, ring->event_fd);
     return RING_END;
@@ -363,7 +391,8 @@ bool consumer_looks_ready(struct consumer *consumer)
     uint64_t word = load_sc(claim_at(ring, cursor));
     if (claim_state_of(word) == CLAIM_EMPTY || claim_lap(&ring->g, word) < position_lap(&ring->g, cursor))
         return false;
-    return claim_state_of(word) != CLAIM_CLAIMED || claim_lap(&ring->g, word) != position_lap(&ring->g, cursor);
+    return claim_state_of(word) != CLAIM_CLAIMED ||
+           claim_lap(&ring->g, word) != position_lap(&ring->g, cursor);
 }
 
 /* For a consumer that was woken and leaves with nothing: what it was woken for may still be there. */

@@ -26,10 +26,7 @@
 #define MADV_COLLAPSE 25
 #endif
 
-size_t region_page_size(void)
-{
-    return (size_t)sysconf(_SC_PAGESIZE);
-}
+size_t region_page_size(void) { return (size_t)sysconf(_SC_PAGESIZE); }
 
 /* The page-aligned range that holds a byte range. */
 struct page_range {
@@ -52,10 +49,7 @@ size_t region_page_count(size_t offset, size_t length)
     return pages_of(offset, length).length / region_page_size();
 }
 
-static int errno_of(int result)
-{
-    return result == 0 ? 0 : errno;
-}
+static int errno_of(int result) { return result == 0 ? 0 : errno; }
 
 static int map_flags(const struct region_request *request)
 {
@@ -155,10 +149,7 @@ int region_lock(const struct region *region)
     return error;
 }
 
-int region_unlock(const struct region *region)
-{
-    return errno_of(munlock(region->base, region->span));
-}
+int region_unlock(const struct region *region) { return errno_of(munlock(region->base, region->span)); }
 
 int region_flush(const struct region *region, size_t offset, size_t length, bool wait)
 {
@@ -219,8 +210,7 @@ static void touch_views(const struct region *region, struct page_range range, bo
     const size_t page = region_page_size();
     for (size_t view = 0; view < region->span; view += region->length) {
         for (size_t at = 0; at < range.length; at += page) {
-            _Atomic unsigned char *byte =
-                (_Atomic unsigned char *)(region->base + view + range.start + at);
+            _Atomic unsigned char *byte = (_Atomic unsigned char *)(region->base + view + range.start + at);
             if (write) {
                 (void)atomic_fetch_or_explicit(byte, (unsigned char)0, memory_order_relaxed);
             } else {

@@ -2,25 +2,34 @@
  *
  * THE PROTOCOL IN ONE PAGE
  *
- *   tail    where the next record will start; moves by compare-and-swap, by anybody, by the length in the claim word at the tail
- *   cursor  one per group: where its next record starts; moves by compare-and-swap, by a consumer that takes the record
- *   floor   a shared lower bound of what is still needed:   floor <= every cursor, lease and unsettled claim <= tail <= floor + capacity
+ *   tail    where the next record will start; moves by compare-and-swap, by anybody, by the length in the
+ *           claim word at the tail
+ *   cursor  one per group: where its next record starts; moves by compare-and-swap, by a consumer that takes
+ *           the record
+ *   floor   a shared lower bound of what is still needed:
+ *           floor <= every cursor, lease and unsettled claim <= tail <= floor + capacity
  *
- *   send:     read tail; check tail + length <= floor + capacity; CAS the claim word of the tail's cell from the stale word that was read to
- *             CLAIMED(lap, length, owner): this is the claim. CAS tail forward. Write header and payload. Store COMMITTED. Wake.
- *   receive:  read cursor and its claim word; COMMITTED: copy, then CAS cursor (success proves the copy whole); or lease, CAS cursor, use, clear.
- *   death:    a claim word names its owner and its length, so whoever proves the owner dead turns CLAIMED into ABORTED with one CAS, and readers step over it.
+ *   send:     read tail; check tail + length <= floor + capacity; CAS the claim word of the tail's cell from
+ *             the stale word that was read to CLAIMED(lap, length, owner): this is the claim. CAS tail
+ *             forward. Write header and payload. Store COMMITTED. Wake.
+ *   receive:  read cursor and its claim word; COMMITTED: copy, then CAS cursor (success proves the copy
+ *             whole); or lease, CAS cursor, use, clear.
+ *   death:    a claim word names its owner and its length, so whoever proves the owner dead turns CLAIMED
+ *             into ABORTED with one CAS, and readers step over it.
  *
- * The opening design had a table of intents (holder, position, length) beside the claim words, and aborted a dead producer's claim cell by cell because the length
- * was not in the claim word. Length and owner fit into the word itself (positions then end at 2^61 instead of 2^63), so that table, its reuse rule and the
- * two-word claim are gone, a send is one shared store shorter, and the two mistakes that the design warns of there cannot be written down.
+ * The opening design had a table of intents (holder, position, length) beside the claim words, and aborted a
+ * dead producer's claim cell by cell because the length was not in the claim word. Length and owner fit into
+ * the word itself (positions then end at 2^61 instead of 2^63), so that table, its reuse rule and the
+ * two-word claim are gone, a send is one shared store shorter, and the two mistakes that the design warns of
+ * there cannot be written down.
  *
- * Without any group the design let producers run to tail + capacity. A model run shows what is wrong with that: nothing then protects a claim whose producer is
- * paused in the middle of its copy from being lapped. So space always comes from the floor; without a group producers move the floor themselves, over settled
+ * Without any group the design let producers run to tail + capacity. Nothing then protects a claim whose
+ * producer is paused in the middle of its copy from being lapped. So space always comes from the floor; without a group producers move the floor themselves, over settled
  * records only.
  *
- * Hostile memory: each shared index or length is read once into a local, checked against private geometry (struct geometry), then used. An offset into data is
- * always position modulo capacity, and no length passes half a capacity, so with the mirror no read or write can leave the mapping, whatever is in the words.
+ * Hostile memory: each shared index or length is read once into a local, checked against private geometry
+ * (struct geometry), then used. An offset into data is always position modulo capacity, and no length passes
+ * half a capacity, so with the mirror no read or write can leave the mapping, whatever is in the words.
  */
 #include "ring.h"
 
@@ -30,11 +39,14 @@
 static uint64_t round_up(uint64_t value, uint64_t unit) { return (value + unit - 1) / unit * unit; }
 
 /* False if the numbers do not make a ring. `parking_limit_bytes` 0 means no parking. */
-bool geometry_make(struct geometry *g, uint64_t capacity_bytes, uint32_t participants, uint32_t leases, uint32_t groups, uint64_t parking_limit_bytes)
+bool geometry_make(struct geometry *g, uint64_t capacity_bytes, uint32_t participants, uint32_t leases,
+                   uint32_t groups, uint64_t parking_limit_bytes)
 {
-    if (capacity_bytes < 2 * CELL_BYTES || capacity_bytes > (UINT64_C(1) << 46) || (capacity_bytes & (capacity_bytes - 1)) != 0)
+    if (capacity_bytes < 2 * CELL_BYTES || capacity_bytes > (UINT64_C(1) << 46) ||
+        (capacity_bytes & (capacity_bytes - 1)) != 0)
         return false;
-    if (participants < 1 || participants > MAX_PARTICIPANTS || leases < 1 || leases > MAX_LEASES || groups < 1 || groups > MAX_GROUPS)
+    if (participants < 1 || participants > MAX_PARTICIPANTS || leases < 1 || leases > MAX_LEASES ||
+        groups < 1 || groups > MAX_GROUPS)
         return false;
     memset(g, 0, sizeof *g);
     g->capacity_bytes = capacity_bytes;
@@ -52,7 +64,9 @@ bool geometry_make(struct geometry *g, uint64_t capacity_bytes, uint32_t partici
     g->control_bytes = round_up(g->claims_at + g->cells * sizeof(shared_u64), 4096);
     g->parking_at = g->control_bytes;
     uint64_t half = capacity_bytes / 2;
-    g->parking_bytes = parking_limit_bytes == 0 ? 0 : round_up(half < parking_limit_bytes ? half : parking_limit_bytes, 4096);
+    g->parking_bytes = parking_limit_bytes == 0
+                           ? 0
+                           : round_up(half < parking_limit_bytes ? half : parking_limit_bytes, 4096);
     g->total_bytes = g->control_bytes + leases * g->parking_bytes;
     return true;
 }
@@ -97,7 +111,8 @@ void ring_format(void *control, const struct geometry *g, const struct ring_sett
     header->magic = LAYOUT_MAGIC;
 }
 
-/* What is wrong with a header that somebody else wrote, or NULL; then *g is its geometry. `file_bytes` is the control region's length. The fields are copied
+/* What is wrong with a header that somebody else wrote, or NULL; then *g is its geometry. `file_bytes` is
+ * the control region's length. The fields are copied
  * once, so that nobody can change them between check and use. */
 const char *ring_check_header(const struct header *shared, uint64_t file_bytes, struct geometry *g)
 {
@@ -111,7 +126,8 @@ const char *ring_check_header(const struct header *shared, uint64_t file_bytes, 
         return "the ring has another layout version";
     if (copy.header_bytes != HEADER_BYTES)
         return "the ring's header has another length";
-    if (!geometry_make(g, copy.capacity_bytes, copy.participants, copy.leases, copy.groups, copy.parking_bytes))
+    if (!geometry_make(g, copy.capacity_bytes, copy.participants, copy.leases, copy.groups,
+                       copy.parking_bytes))
         return "the ring's capacity or table sizes are out of range";
     if (copy.control_bytes != g->control_bytes || copy.parking_bytes != g->parking_bytes)
         return "the ring's tables do not add up to its control region";
@@ -120,8 +136,10 @@ const char *ring_check_header(const struct header *shared, uint64_t file_bytes, 
     return NULL;
 }
 
-/* Makes *ring from mapped regions; what is wrong with them, or NULL. `data` must be mapped twice, back to back (data_bytes is one of the two). */
-const char *ring_open(struct ring *ring, void *control, uint64_t control_bytes, void *data, uint64_t data_bytes)
+/* Makes *ring from mapped regions; what is wrong with them, or NULL. `data` must be mapped twice, back to
+ * back (data_bytes is one of the two). */
+const char *ring_open(struct ring *ring, void *control, uint64_t control_bytes, void *data,
+                      uint64_t data_bytes)
 {
     struct geometry g;
     const char *wrong = ring_check_header(control, control_bytes, &g);
@@ -143,7 +161,8 @@ const char *ring_open(struct ring *ring, void *control, uint64_t control_bytes, 
     ring->max_deliveries = ring->header->max_deliveries;
     ring->control_fd = -1;
     ring->event_fd = -1;
-    ring->foreign = ring->header->pid_namespace != os_pid_namespace() || ring->header->time_namespace != os_time_namespace();
+    ring->foreign = ring->header->pid_namespace != os_pid_namespace() ||
+                    ring->header->time_namespace != os_time_namespace();
     return NULL;
 }
 
@@ -184,7 +203,8 @@ void ring_close(struct ring *ring)
 
 void ring_poison(struct ring *ring, uint64_t reason)
 {
-    if (cas_sc(&ring->header->status, STATUS_OPEN, STATUS_POISONED) || cas_sc(&ring->header->status, STATUS_CLOSED, STATUS_POISONED))
+    if (cas_sc(&ring->header->status, STATUS_OPEN, STATUS_POISONED) ||
+        cas_sc(&ring->header->status, STATUS_CLOSED, STATUS_POISONED))
         store_relaxed(&ring->header->poison_reason, reason);
     ring_wake_everybody(ring);
 }

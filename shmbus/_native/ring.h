@@ -19,20 +19,21 @@
 
 enum ring_result {
     RING_OK = 0,
-    RING_WOULD_BLOCK,   /* nothing to receive, or no space */
-    RING_RETRY,         /* lost a bounded number of races: come again, after signals and the deadline were looked at */
-    RING_END,           /* drained, and nobody registered will send */
-    RING_CLOSED,        /* somebody closed the channel, or positions are used up */
-    RING_POISONED,      /* somebody found it broken */
-    RING_DROPPED,       /* the group was taken away */
-    RING_CORRUPT,       /* a contradiction that stays when read again; ring->why says which */
-    RING_TOO_LARGE,     /* more than half a ring, record header included */
-    RING_NO_SLOT,       /* a table is full; ring->why says which */
-    RING_FOREIGN,       /* another pid or time namespace, and so no proof of death */
-    RING_OWN_LOAN,      /* what blocks is a loan of this very participant */
+    RING_WOULD_BLOCK, /* nothing to receive, or no space */
+    /* lost a bounded number of races: come again, after signals and the deadline were looked at */
+    RING_RETRY,
+    RING_END,             /* drained, and nobody registered will send */
+    RING_CLOSED,          /* somebody closed the channel, or positions are used up */
+    RING_POISONED,        /* somebody found it broken */
+    RING_DROPPED,         /* the group was taken away */
+    RING_CORRUPT,         /* a contradiction that stays when read again; ring->why says which */
+    RING_TOO_LARGE,       /* more than half a ring, record header included */
+    RING_NO_SLOT,         /* a table is full; ring->why says which */
+    RING_FOREIGN,         /* another pid or time namespace, and so no proof of death */
+    RING_OWN_LOAN,        /* what blocks is a loan of this very participant */
     RING_SECOND_PRODUCER, /* producers="one", and another one lives */
-    RING_NOT_DEAD,      /* reap: death is not proved */
-    RING_NO_MEMORY,     /* the private memory of this process */
+    RING_NOT_DEAD,        /* reap: death is not proved */
+    RING_NO_MEMORY,       /* the private memory of this process */
     RING_NO_GROUP,
 };
 
@@ -49,11 +50,11 @@ struct ring {
     struct geometry g;
     uint32_t flags;
     uint32_t max_deliveries;
-    int control_fd;         /* for reserving parking; -1 for anonymous memory */
-    int event_fd;           /* written when a sleeper waits by descriptor; -1 if there is none */
+    int control_fd; /* for reserving parking; -1 for anonymous memory */
+    int event_fd;   /* written when a sleeper waits by descriptor; -1 if there is none */
     uint64_t control_inode;
-    bool foreign;           /* made in another pid or time namespace */
-    const char *why;        /* the last contradiction or refusal, in words */
+    bool foreign;    /* made in another pid or time namespace */
+    const char *why; /* the last contradiction or refusal, in words */
     uint64_t why_position;
 };
 
@@ -74,10 +75,10 @@ struct spinner {
 
 struct producer {
     struct member member;
-    uint64_t limit;      /* no claim may reach beyond it: a lower bound of floor + capacity, may lag */
+    uint64_t limit; /* no claim may reach beyond it: a lower bound of floor + capacity, may lag */
     uint64_t sequence;
     uint32_t open_loans;
-    shared_u32 closing;  /* set by a thread that closes this end while another waits; private */
+    shared_u32 closing;   /* set by a thread that closes this end while another waits; private */
     uint32_t full_streak; /* sleeps for space since a claim last found room at once */
     struct spinner spinner;
 };
@@ -111,10 +112,11 @@ struct consumer {
     struct member member;
     struct group *group;
     uint32_t group_index;
-    uint32_t spare_lease;    /* owned, clear, ready for the next record; NO_LEASE if none */
+    uint32_t spare_lease; /* owned, clear, ready for the next record; NO_LEASE if none */
     uint32_t held_leases;
-    uint64_t orphans_seen;   /* group->orphans when the lease table was last found to hold no orphan of the group */
-    shared_u32 closing;      /* set by a thread that closes this end while another waits; private */
+    /* group->orphans when the lease table was last found to hold no orphan of the group */
+    uint64_t orphans_seen;
+    shared_u32 closing; /* set by a thread that closes this end while another waits; private */
     bool private_group;
     bool lossy;
     uint64_t lossy_position;
@@ -129,17 +131,19 @@ struct ring_settings {
     uint32_t participants, leases, groups;
     uint32_t flags;
     uint32_t max_deliveries;
-    uint64_t parking_limit_bytes; /* of one lease's block; it is at most half the capacity */
+    uint64_t parking_limit_bytes;  /* of one lease's block; it is at most half the capacity */
     const unsigned char *identity; /* 16 bytes */
     const char *const *group_names;
     uint32_t group_count;
     const unsigned char *settings;
     uint32_t settings_bytes;
 };
-bool geometry_make(struct geometry *g, uint64_t capacity_bytes, uint32_t participants, uint32_t leases, uint32_t groups, uint64_t parking_limit_bytes);
+bool geometry_make(struct geometry *g, uint64_t capacity_bytes, uint32_t participants, uint32_t leases,
+                   uint32_t groups, uint64_t parking_limit_bytes);
 void ring_format(void *control, const struct geometry *g, const struct ring_settings *settings);
 const char *ring_check_header(const struct header *header, uint64_t file_bytes, struct geometry *g);
-const char *ring_open(struct ring *ring, void *control, uint64_t control_bytes, void *data, uint64_t data_bytes);
+const char *ring_open(struct ring *ring, void *control, uint64_t control_bytes, void *data,
+                      uint64_t data_bytes);
 enum ring_result ring_status(struct ring *ring);
 void ring_close(struct ring *ring);
 void ring_poison(struct ring *ring, uint64_t reason);
@@ -148,9 +152,18 @@ void ring_wake_consumers(struct ring *ring);
 enum ring_result ring_corrupt(struct ring *ring, const char *why, uint64_t position);
 void raise_to(shared_u64 *word, uint64_t at_least);
 
-static inline bool position_valid(uint64_t position) { return (position & (CELL_BYTES - 1)) == 0 && position <= POSITION_END; }
-static inline shared_u64 *claim_at(struct ring *ring, uint64_t position) { return &ring->claims[position_cell(&ring->g, position)]; }
-static inline unsigned char *data_at(struct ring *ring, uint64_t position) { return ring->data + (position & (ring->g.capacity_bytes - 1)); }
+static inline bool position_valid(uint64_t position)
+{
+    return (position & (CELL_BYTES - 1)) == 0 && position <= POSITION_END;
+}
+static inline shared_u64 *claim_at(struct ring *ring, uint64_t position)
+{
+    return &ring->claims[position_cell(&ring->g, position)];
+}
+static inline unsigned char *data_at(struct ring *ring, uint64_t position)
+{
+    return ring->data + (position & (ring->g.capacity_bytes - 1));
+}
 
 /* participant.c */
 enum ring_result member_attach(struct member *member, struct ring *ring, enum participant_role role);
@@ -175,7 +188,8 @@ enum ring_result group_drop(struct ring *ring, const char *name, size_t name_byt
 uint32_t group_find(struct ring *ring, const char *name, size_t name_bytes);
 
 /* receive.c */
-enum ring_result consumer_attach(struct consumer *consumer, struct ring *ring, const char *group, size_t group_bytes, bool lossy);
+enum ring_result consumer_attach(struct consumer *consumer, struct ring *ring, const char *group,
+                                 size_t group_bytes, bool lossy);
 void consumer_detach(struct consumer *consumer, bool redeliver);
 enum ring_result consumer_peek(struct consumer *consumer, struct record *record);
 enum ring_result consumer_take_copied(struct consumer *consumer, const struct record *record);
@@ -187,7 +201,10 @@ void consumer_give_back(struct consumer *consumer, uint32_t lease);
 enum ring_result consumer_end(struct consumer *consumer);
 bool consumer_looks_ready(struct consumer *consumer);
 void consumer_pass_wake_on(struct consumer *consumer);
-static inline bool consumer_sees_orphans(struct consumer *consumer) { return load_acquire(&consumer->group->orphans) != consumer->orphans_seen; }
+static inline bool consumer_sees_orphans(struct consumer *consumer)
+{
+    return load_acquire(&consumer->group->orphans) != consumer->orphans_seen;
+}
 
 /* lossy.c */
 void lossy_begin(struct consumer *consumer, struct lossy_seen *seen);

@@ -3,21 +3,30 @@
  * A claim at position t:
  *   C1  t = tail
  *   C2  t + length <= limit, else refresh the limit (below), else RING_WOULD_BLOCK
- *   C3  w = claim word of t's cell. Of this lap already: somebody claimed here and did not yet move the tail: help it along by the length in w, again from C1
- *   C4  CAS(claim word, w, CLAIMED(lap, length, me)): the claim. Nobody can have claimed and been overrun in between, since that would have changed the word
+ *   C3  w = claim word of t's cell. Of this lap already: somebody claimed here and did not yet move the tail:
+ *       help it along by the length in w, again from C1
+ *   C4  CAS(claim word, w, CLAIMED(lap, length, me)): the claim. Nobody can have claimed and been overrun in
+ *       between, since that would have changed the word
  *   C5  CAS(tail, t, t + length); a failure means that somebody helped
- *   C6  status: closed after all: ABORTED, and say so. (Pairs with the consumers, who read status before they look for a last record: either this read sees
- *       the closing, or the consumer sees the claim.)
+ *   C6  status: closed after all: ABORTED, and say so. (Pairs with the consumers, who read status before they
+ *       look for a last record: either this read sees the closing, or the consumer sees the claim.)
  *
- * From C4 to the commit the record is ours alone: its cells are below floor + capacity, and no cursor passes CLAIMED, so the floor stays at or below it.
+ * From C4 to the commit the record is ours alone: its cells are below floor + capacity, and no cursor passes
+ * CLAIMED, so the floor stays at or below it.
  * Nothing of Python runs between claim and commit, except in a loan.
  *
- * Space. limit = floor + capacity for some floor that was true once; floors only grow, so an old limit is merely cautious. To refresh:
- *   F1  v = version    F2  every cursor of a group that holds back    F3  every lease (TAKING or HOLDING)    F4  version == v, else again
+ * Space. limit = floor + capacity for some floor that was true once; floors only grow, so an old limit is
+ * merely cautious. To refresh:
+ *   F1  v = version
+ *   F2  every cursor of a group that holds back
+ *   F3  every lease (TAKING or HOLDING)
+ *   F4  version == v, else again
  *   F5  CAS the floor up to the least of them.
- * Cursors before leases: a consumer writes its lease before it moves the cursor, so whoever misses the lease still sees the old cursor.
- * The version: a group that joined during the scan could have been missed while another's cursor was read late. A joiner reads the tail for its cursor
- * after it has raised the version, so a scan that ended before has a result at or below that tail.
+ * Cursors before leases: a consumer writes its lease before it moves the cursor, so whoever misses the lease
+ * still sees the old cursor.
+ * The version: a group that joined during the scan could have been missed while another's cursor was read
+ * late. A joiner reads the tail for its cursor after it has raised the version, so a scan that ended before
+ * has a result at or below that tail.
  * Without any group that holds back, the scan steps over settled records from the floor on.
  */
 #include "ring.h"
@@ -34,7 +43,8 @@ enum ring_result producer_attach(struct producer *producer, struct ring *ring)
     /* producers="one": of two that attach at once both may withdraw, but never both stay. */
     for (uint32_t i = 0; i < ring->g.participants; i++) {
         struct participant *slot = &ring->participants[i];
-        if (i == producer->member.index || slot_state(load_sc(&slot->word)) != SLOT_LIVE || info_role(load_acquire(&slot->info)) != ROLE_PRODUCER)
+        if (i == producer->member.index || slot_state(load_sc(&slot->word)) != SLOT_LIVE ||
+            info_role(load_acquire(&slot->info)) != ROLE_PRODUCER)
             continue;
         if (ring_reap_slot(ring, i) == RING_OK)
             continue;
@@ -48,7 +58,8 @@ enum ring_result producer_attach(struct producer *producer, struct ring *ring)
 
 void producer_detach(struct producer *producer) { member_detach(&producer->member); }
 
-/* Reads the tail and its claim word, and moves a tail that lags behind a claim. On RING_OK a claim may be tried at *tail from *word. */
+/* Reads the tail and its claim word, and moves a tail that lags behind a claim. On RING_OK a claim may be
+ * tried at *tail from *word. */
 enum ring_result ring_help_tail(struct ring *ring, uint64_t *tail, uint64_t *word)
 {
     const struct geometry *g = &ring->g;
@@ -74,7 +85,8 @@ enum ring_result ring_help_tail(struct ring *ring, uint64_t *tail, uint64_t *wor
     return RING_RETRY;
 }
 
-/* Where the floor may move if no group holds producers back: over settled records, until `enough` or the first that is not settled. */
+/* Where the floor may move if no group holds producers back: over settled records, until `enough` or the
+ * first that is not settled. */
 static uint64_t settled_until(struct ring *ring, uint64_t position, uint64_t enough)
 {
     const struct geometry *g = &ring->g;
@@ -126,7 +138,8 @@ static enum ring_result refresh_limit(struct ring *ring, uint64_t end, uint64_t 
         }
         if (load_sc(&header->version) != version)
             continue;
-        if (least <= floor) /* `<`: a lease that a consumer is about to clear, since its cursor had moved on */
+        /* `<`: a lease that a consumer is about to clear, since its cursor had moved on */
+        if (least <= floor)
             return RING_WOULD_BLOCK;
         cas_sc(&header->floor, floor, least); /* lost: somebody else raised it; read it again */
     }
@@ -173,19 +186,22 @@ enum ring_result producer_claim(struct producer *producer, uint64_t payload_byte
     return RING_RETRY;
 }
 
-/* The payload is written: makes the record visible. Sequentially consistent: it pairs with a consumer's look between event_prepare and sleep, and publishes the
+/* The payload is written: makes the record visible. Sequentially consistent: it pairs with a consumer's
+ * look between event_prepare and sleep, and publishes the
  * record's bytes to whoever loads COMMITTED. */
 void producer_commit(struct producer *producer, const struct claim *claim, uint64_t length, uint32_t codec)
 {
     struct ring *ring = producer->member.ring;
     shared_u64 *head = (shared_u64 *)(void *)data_at(ring, claim->position);
     store_relaxed(head, record_pack(length, codec));
-    store_relaxed(head + 1, origin_pack(producer->sequence++, producer->member.index, slot_generation(producer->member.word)));
+    store_relaxed(head + 1, origin_pack(producer->sequence++, producer->member.index,
+                                        slot_generation(producer->member.word)));
     store_sc(claim_at(ring, claim->position), claim_with_state(claim->word, CLAIM_COMMITTED));
     struct participant *slot = producer->member.slot;
     store_relaxed(&slot->messages, load_relaxed(&slot->messages) + 1);
     store_relaxed(&slot->bytes, load_relaxed(&slot->bytes) + length);
-    uint64_t high = load_sc(&ring->header->groups_high); /* after the commit: a group that came later looks for the record itself */
+    /* after the commit: a group that came later looks for the record itself */
+    uint64_t high = load_sc(&ring->header->groups_high);
     for (uint32_t i = 0; i < ring->g.groups && i < high; i++)
         event_wake(&ring->groups[i].event, false, ring->event_fd);
 }
@@ -205,7 +221,8 @@ bool producer_has_space(struct producer *producer, uint64_t payload_bytes)
     uint64_t tail = load_sc(&ring->header->tail);
     if (!position_valid(tail) || ring_status(ring) != RING_OK)
         return true; /* the claim will say what is wrong */
-    uint64_t limit; /* not the producer's own, which another thread may be using: waits run without the interpreter's lock */
+    /* not the producer's own, which another thread may be using: waits run without the interpreter's lock */
+    uint64_t limit;
     return refresh_limit(ring, tail + record_cells(payload_bytes) * CELL_BYTES, &limit) != RING_WOULD_BLOCK;
 }
 

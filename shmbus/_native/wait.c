@@ -1,19 +1,27 @@
 /* Waiting: spin while that pays, then sleep, and now and then look who blocks.
  *
- * close() from another thread sets `closing` and wakes all: either the waiter has prepared by then and is woken, or it sees `closing` after it has.
+ * close() from another thread sets `closing` and wakes all: either the waiter has prepared by then and is
+ * woken, or it sees `closing` after it has.
  *
- * The caller tries first, and waits only after RING_WOULD_BLOCK; a wait that returns says "try again", nothing more. All of this runs without the interpreter's lock.
+ * The caller tries first, and waits only after RING_WOULD_BLOCK; a wait that returns says "try again",
+ * nothing more. All of this runs without the interpreter's lock.
  *
- * Spinning is worth it while the other side runs on another core. So: not at all if more participants of this ring live than there are cores, and otherwise for a budget that is learned:
- * it doubles (up to the limit) when spinning brought something and halves when it did not; at zero every 16th wait probes again.
+ * Spinning is worth it while the other side runs on another core. So: not at all if more participants of this
+ * ring live than there are cores, and otherwise for a budget that is learned: it doubles (up to the limit)
+ * when spinning brought something and halves when it did not; at zero every 16th wait probes again.
  *
- * A sleep lasts a slice at most (half a second; less when a record at the cursor is claimed but not committed), because a stopped process may have swallowed a wake, and without a broker nobody
- * else looks for the dead. After a slice the waiter checks whether who blocks it is alive: one or two system calls, no scan of everybody.
+ * A sleep lasts a slice at most (half a second; less when a record at the cursor is claimed but not
+ * committed), because a stopped process may have swallowed a wake, and without a broker nobody else looks for
+ * the dead. After a slice the waiter checks whether who blocks it is alive: one or two system calls, no scan
+ * of everybody.
  *
- * Producers publish how far the floor must come before waking them makes sense (space_need, least of all sleepers): bit first, then need, then look again. A waker resets the need before it changes
- * the event word, so a need that a reset wiped belongs to a sleeper whose futex value is stale. (Need before bit loses a wake: reset, increment, bit, sleep with no need.)
- * When the ring stays full a producer that is woken for each record costs two context switches a record. So after two sleeps in a row it asks for a quarter of the ring, or the tail, and in return sleeps
- * no longer than two milliseconds.
+ * Producers publish how far the floor must come before waking them makes sense (space_need, least of all
+ * sleepers): bit first, then need, then look again. A waker resets the need before it changes the event word,
+ * so a need that a reset wiped belongs to a sleeper whose futex value is stale. (Need before bit loses a
+ * wake: reset, increment, bit, sleep with no need.)
+ * When the ring stays full a producer that is woken for each record costs two context switches a record. So
+ * after two sleeps in a row it asks for a quarter of the ring, or the tail, and in return sleeps no longer
+ * than two milliseconds.
  */
 #include <errno.h>
 
@@ -33,14 +41,16 @@ static bool cores_to_spare(struct ring *ring)
     uint64_t high = load_relaxed(&ring->header->participants_high);
     for (uint32_t i = 0; i < ring->g.participants && i < high && live <= cores; i++) {
         uint64_t word = load_relaxed(&ring->participants[i].word);
-        if (slot_state(word) == SLOT_LIVE && info_role(load_relaxed(&ring->participants[i].info)) <= ROLE_CONSUMER)
+        if (slot_state(word) == SLOT_LIVE &&
+            info_role(load_relaxed(&ring->participants[i].info)) <= ROLE_CONSUMER)
             live++;
     }
     return live <= cores;
 }
 
 /* Spins until looks_ready or the budget is spent. */
-static bool spin(struct ring *ring, struct spinner *spinner, struct participant *slot, bool (*looks_ready)(void *), void *who, int64_t timeout_ns)
+static bool spin(struct ring *ring, struct spinner *spinner, struct participant *slot,
+                 bool (*looks_ready)(void *), void *who, int64_t timeout_ns)
 {
     if (spinner->limit_ns == 0 || !cores_to_spare(ring))
         return false;
@@ -57,7 +67,8 @@ static bool spin(struct ring *ring, struct spinner *spinner, struct participant 
         for (int i = 0; i < 32; i++) {
             if (looks_ready(who)) {
                 spinner->hits++;
-                spinner->budget_ns = spinner->budget_ns * 2 < spinner->limit_ns ? spinner->budget_ns * 2 : spinner->limit_ns;
+                spinner->budget_ns =
+                    spinner->budget_ns * 2 < spinner->limit_ns ? spinner->budget_ns * 2 : spinner->limit_ns;
                 store_relaxed(&slot->spins, load_relaxed(&slot->spins) + 1);
                 return true;
             }
@@ -80,7 +91,8 @@ enum wait_result consumer_wait(struct consumer *consumer, int64_t timeout_ns)
     if (spin(ring, &consumer->spinner, consumer->member.slot, consumer_ready, consumer, timeout_ns))
         return WAIT_READY;
     uint32_t value = event_prepare(&consumer->group->event);
-    if (load32_sc(&consumer->closing) || consumer_looks_ready(consumer) || consumer_end(consumer) != RING_WOULD_BLOCK)
+    if (load32_sc(&consumer->closing) || consumer_looks_ready(consumer) ||
+        consumer_end(consumer) != RING_WOULD_BLOCK)
         return WAIT_READY;
     store_relaxed(&consumer->member.slot->sleeps, load_relaxed(&consumer->member.slot->sleeps) + 1);
     uint64_t cursor = consumer->lossy ? consumer->lossy_position : load_sc(&consumer->group->cursor);
@@ -95,7 +107,10 @@ enum wait_result consumer_wait(struct consumer *consumer, int64_t timeout_ns)
     return error == EINTR ? WAIT_SIGNAL : WAIT_READY;
 }
 
-struct space_wanted { struct producer *producer; uint64_t payload_bytes; };
+struct space_wanted {
+    struct producer *producer;
+    uint64_t payload_bytes;
+};
 
 static bool producer_ready(void *wanted_)
 {
@@ -139,21 +154,26 @@ enum wait_result producer_wait(struct producer *producer, uint64_t payload_bytes
 int64_t ring_head_blocker(struct ring *ring, uint64_t position)
 {
     uint64_t word = load_sc(claim_at(ring, position));
-    return claim_is_of(&ring->g, word, position) && claim_state_of(word) == CLAIM_CLAIMED ? (int64_t)claim_owner(word) : -1;
+    return claim_is_of(&ring->g, word, position) && claim_state_of(word) == CLAIM_CLAIMED
+               ? (int64_t)claim_owner(word)
+               : -1;
 }
 
-/* What a consumer can wait for in vain: the head claim of a dead producer; dead producers that were never seen off; a dead member's lease before the end. */
+/* What a consumer can wait for in vain: the head claim of a dead producer; dead producers that were never
+ * seen off; a dead member's lease before the end. */
 void consumer_look_who_blocks(struct consumer *consumer)
 {
     struct ring *ring = consumer->member.ring;
-    int64_t blocker = ring_head_blocker(ring, consumer->lossy ? consumer->lossy_position : load_sc(&consumer->group->cursor));
+    int64_t blocker = ring_head_blocker(ring, consumer->lossy ? consumer->lossy_position
+                                                              : load_sc(&consumer->group->cursor));
     if (blocker >= 0)
         ring_reap_slot(ring, (uint32_t)blocker);
     uint64_t high = load_sc(&ring->header->participants_high);
     for (uint32_t i = 0; (ring->flags & FLAG_END_PRODUCERS) && i < ring->g.participants && i < high; i++) {
         uint64_t word = load_sc(&ring->participants[i].word);
         enum participant_role role = info_role(load_acquire(&ring->participants[i].info));
-        if (slot_state(word) == SLOT_FREE || (slot_state(word) == SLOT_LIVE && role != ROLE_PRODUCER && role != ROLE_TICKET))
+        if (slot_state(word) == SLOT_FREE ||
+            (slot_state(word) == SLOT_LIVE && role != ROLE_PRODUCER && role != ROLE_TICKET))
             continue;
         if (ring_reap_slot(ring, i) == RING_NOT_DEAD)
             break; /* one that lives is enough to wait for */
@@ -161,12 +181,14 @@ void consumer_look_who_blocks(struct consumer *consumer)
     high = load_sc(&ring->header->leases_high);
     for (uint32_t i = 0; i < ring->g.leases && i < high; i++) {
         uint64_t owner = load_sc(&ring->leases[i].owner);
-        if (owner_state_of(owner) == OWNER_OWNED && owner_group(owner) == consumer->group_index && who_of(owner) != consumer->member.who)
+        if (owner_state_of(owner) == OWNER_OWNED && owner_group(owner) == consumer->group_index &&
+            who_of(owner) != consumer->member.who)
             ring_reap_slot(ring, who_slot(owner));
     }
 }
 
-/* What a producer can wait for in vain: a dead holder of a lease, of a private group, or of the claim at a group's cursor. */
+/* What a producer can wait for in vain: a dead holder of a lease, of a private group, or of the claim at a
+ * group's cursor. */
 void producer_look_who_blocks(struct producer *producer)
 {
     struct ring *ring = producer->member.ring;
