@@ -94,6 +94,13 @@ class _Assignment:
             not isinstance(end, Consumer) and _name_on(self.path, end) == name for end in self.ends
         )
 
+    def may_receive_like(self, consumer: Consumer) -> bool:
+        source, group = consumer.channel._source, consumer.group
+        return any(
+            isinstance(end, Consumer) and end.group == group and end.channel._source == source
+            for end in self.ends
+        )
+
     def may_receive(self, name: str, group: str | None) -> bool:
         """`group` None: from any group."""
         return not self.ends or any(
@@ -150,17 +157,17 @@ class BusWorkers:
                 end.__getstate__()  # refuses an end that is attached here: it cannot be anybody else's
             if channel.settings.backing is Backing.ANONYMOUS:
                 launch = partial(_ForkedByBroker, shared_client(self._path))
-        receives = [
-            key
-            for end in assignment.ends
-            if isinstance(end, Consumer) and (key := (end.channel.name, end.group))
-        ]
+        # A private group goes with its consumer, and holds nobody back.
+        receivers = [end for end in assignment.ends if isinstance(end, Consumer) and end.group is not None]
         with self._lock:
             self._assignments.append(assignment)
         try:
             for end in assignment.ends:
                 if isinstance(end, Producer) and end.channel.settings.backing is not Backing.ANONYMOUS:
-                    assignment.tickets.append((end, end._register(count)))
+                    tickets: list[int] = []
+                    assignment.tickets.append((end, tickets))
+                    for _ in range(count):  # one by one: what was had before a refusal is given back
+                        tickets += end._register(1)
             assignment.group = self.supervisor.spawn(
                 target,
                 args,
@@ -169,7 +176,7 @@ class BusWorkers:
                 start_method=start_method,
                 restart=restart,
                 name=name,
-                vital=lambda: any(self._nobody_receives(*key) for key in receives),
+                vital=lambda: any(self._nobody_receives(end) for end in receivers),
                 on_ended=lambda worker: self._on_ended(assignment, worker),
                 prompt=any(isinstance(end, Producer) for end in assignment.ends),
                 launch=launch,
@@ -178,29 +185,23 @@ class BusWorkers:
             with self._lock:
                 self._assignments.remove(assignment)
             for end, tickets in assignment.tickets:
-                _give_back(end, tickets)
+                while tickets:
+                    _give_back(end, tickets.pop())
             raise
         return assignment.group.workers
 
-    def _nobody_receives(self, name: str, group: str | None) -> bool:
-        """Whether all workers that were given a consumer of the group have ended, and some have failed."""
+    def _nobody_receives(self, consumer: Consumer) -> bool:
+        """Whether all workers that were given a consumer of the same group have ended."""
         with self._lock:
-            groups = [
-                assignment.group
-                for assignment in self._assignments
-                if any(
-                    isinstance(end, Consumer) and (end.channel.name, end.group) == (name, group)
-                    for end in assignment.ends
-                )
-            ]
-        return all(one is not None and not one.running for one in groups)
+            assignments = list(self._assignments)
+        return not any(one.running and one.may_receive_like(consumer) for one in assignments)
 
     def _on_ended(self, assignment: _Assignment, worker: Worker) -> None:
         """A worker has ended for good. Called in whatever thread has noticed, perhaps while others start."""
         assignment.group = worker.group
         for end, tickets in assignment.tickets:
             if tickets:
-                _give_back(end, [tickets.pop()])
+                _give_back(end, tickets.pop())
         if not assignment.running:
             with suppress(ShmbusError):
                 self._settle()
@@ -251,11 +252,9 @@ class BusWorkers:
             memory.close()
 
 
-def _give_back(end: Producer, tickets: list[int]) -> None:
-    with suppress(
-        ShmbusError
-    ):  # the channel was removed, or this process is done with it: so are its tickets
-        end._unregister(tickets)
+def _give_back(end: Producer, ticket: int) -> None:
+    with suppress(ShmbusError):  # the channel was removed, and its tickets with it
+        end._unregister([ticket])
 
 
 class _ForkedByBroker:

@@ -4,8 +4,9 @@ Three things must not happen while a process is being started. A Ctrl-C must not
 the note of the new pid (the child would be nobody's), so SIGINT is kept in the main thread and delivered
 afterwards. The child must not meet a signal with its parent's handlers, or with Python's default of printing
 a KeyboardInterrupt, so the signals are blocked, the child inherits the mask, and unblocks them when its own
-handlers stand. And a fork server must not inherit that mask, since it serves others too: nothing is blocked
-for it. (A worker that it has just forked, with no handlers yet, dies of SIGINT silently.)
+handlers stand. And a fork server must not keep that mask, since it serves others too: it is started with
+SIGINT blocked and unblocks it (``launch_server.py``). (A worker that it has just forked, with no handlers yet,
+dies of SIGINT silently.)
 
 How a death is seen: by the pidfd of a process that is our child (not by the sentinel of multiprocessing, a
 pipe that the worker's own children keep open), and by the fork server's word for its children, which are not
@@ -14,11 +15,14 @@ ours; if the fork server has died, by the pidfd again. Signals go through the pi
 
 from __future__ import annotations
 
+import atexit
 import os
 import select
 import signal
+import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -33,6 +37,7 @@ __all__ = [
     "Child",
     "Handle",
     "check_start_method",
+    "close_at_exit",
     "failure_of",
     "interrupts_held",
     "poll",
@@ -94,6 +99,8 @@ class Child:
             )
         self._by_server = method == "forkserver"
         self._looks = 0
+        if self._by_server:
+            _start_fork_server()
         context: Any = multiprocessing.get_context(method)
         self._process = context.Process(target=enter, args=(brief,), name=PROCESS_NAME + name, daemon=False)
         try:
@@ -153,6 +160,61 @@ class Child:
             os.close(self._pidfd)
 
 
+class _Closable(Protocol):
+    def close(self) -> None: ...
+
+
+_to_close: weakref.WeakSet[_Closable] = weakref.WeakSet()
+
+
+def close_at_exit(supervisor: _Closable) -> None:
+    """Close it when this program ends, if nobody has done so, so that its workers end.
+
+    Without this, multiprocessing would wait for them there, and they for us.
+    """
+    if not _to_close:
+        import multiprocessing.util  # noqa: F401  (what is registered first is called last)
+
+        atexit.unregister(_close_all)
+        atexit.register(_close_all)
+    _to_close.add(supervisor)
+
+
+def _close_all() -> None:
+    for supervisor in list(_to_close):
+        supervisor.close()
+
+
+def _start_fork_server() -> None:
+    """Start the fork server of this process, if it does not run yet, out of reach of a Ctrl-C."""
+    from multiprocessing import forkserver, resource_tracker
+
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    module = f"{__package__}.launch_server"
+    if server._forkserver_pid is not None or not _found_by_a_fresh_interpreter():
+        return
+    if module not in server._preload_modules:
+        forkserver.set_forkserver_preload([*server._preload_modules, module])
+    resource_tracker.ensure_running()  # its start would unblock SIGINT again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _found_by_a_fresh_interpreter() -> bool:
+    """Whether this package can be imported where nothing but the environment says from where.
+
+    The fork server of some versions of Python does not get this program's ``sys.path``, and what lies beside the
+    program's own file is then not found. Nobody would unblock SIGINT.
+    """
+    here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    beside_the_program = bool(sys.path) and os.path.abspath(sys.path[0]) == here
+    elsewhere = [os.getcwd(), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    return not beside_the_program or here in map(os.path.abspath, elsewhere)
+
+
 # --- signals --------------------------------------------------------------------------------------------
 
 
@@ -180,12 +242,21 @@ def interrupts_held(on_interrupt: Callable[[], None] | None = None) -> Iterator[
             on_interrupt()
 
     signal.signal(signal.SIGINT, note)
+    failed = False
     try:
         yield pressed
+    except BaseException:
+        failed = True
+        raise
     finally:
         signal.signal(signal.SIGINT, before)
         if pressed:
-            signal.raise_signal(signal.SIGINT)
+            try:
+                signal.raise_signal(signal.SIGINT)
+            except BaseException as interrupt:
+                if failed:  # an echo, most likely: what was being started was interrupted too
+                    raise interrupt from None
+                raise
 
 
 @contextmanager

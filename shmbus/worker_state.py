@@ -17,14 +17,22 @@ import signal
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
-from shmbus.errors import WorkerFailed
+from shmbus.errors import Refused, WorkerFailed
 from shmbus.launch import Child, Handle, failure_of, interrupts_held, poll, read_all, signals_blocked
 from shmbus.worker_messages import Call
 from shmbus.worker_process import Brief, ProcessIdentity, pack_forked
 
-__all__ = ["Launch", "Restart", "RestartLimits", "Worker", "WorkerGroup", "copy_failure"]
+__all__ = [
+    "Launch",
+    "Restart",
+    "RestartLimits",
+    "Worker",
+    "WorkerGroup",
+    "check_request",
+    "copy_failure",
+]
 
 Restart = Literal["never", "on-failure"]
 Launch = Callable[[bytes, int, str], Handle]
@@ -181,6 +189,20 @@ class WorkerGroup:
     def failed(self) -> bool:
         """Whether none is left and some have failed: nobody will do their work."""
         return not self.running and any(worker.state == "failed" for worker in self.workers)
+
+
+def check_request(target: object, count: int, restart: str) -> None:
+    """Refuse what no supervisor can do.
+
+    Raises:
+        Refused: an argument of ``spawn`` is not possible; the message names it.
+    """
+    if not callable(target):
+        raise Refused(f"target={target!r} cannot be called: pass the function itself", setting="target")
+    if count < 1:
+        raise Refused(f"count={count}: a group has at least one worker", setting="count")
+    if restart not in get_args(Restart):
+        raise Refused(f'restart={restart!r}: it is "never" or "on-failure"', setting="restart")
 
 
 def copy_failure(failure: WorkerFailed) -> WorkerFailed:

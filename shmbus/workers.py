@@ -18,18 +18,16 @@ asked to end is not a failure: its complaints would only be echoes of the first.
 
 from __future__ import annotations
 
-import atexit
 import os
 import signal
 import threading
 import time
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Self
 
-from shmbus.errors import Refused, TimedOut, WorkerFailed
-from shmbus.launch import Bells, Handle, check_start_method, interrupts_held
+from shmbus.errors import TimedOut, WorkerFailed
+from shmbus.launch import Bells, Handle, check_start_method, close_at_exit, interrupts_held
 from shmbus.worker_messages import Call
 from shmbus.worker_process import (
     POKE_SECONDS,
@@ -39,7 +37,15 @@ from shmbus.worker_process import (
     run_forked,
     start_deaf_thread,
 )
-from shmbus.worker_state import Launch, Restart, RestartLimits, Worker, WorkerGroup, copy_failure
+from shmbus.worker_state import (
+    Launch,
+    Restart,
+    RestartLimits,
+    Worker,
+    WorkerGroup,
+    check_request,
+    copy_failure,
+)
 
 __all__ = [
     "GRACE",
@@ -159,12 +165,7 @@ class Supervisor:
         """
         refuse_unguarded_main()
         self._own()
-        if not callable(target):
-            raise Refused(f"target={target!r} cannot be called: pass the function itself", setting="target")
-        if count < 1:
-            raise Refused(f"count={count}: a group has at least one worker", setting="count")
-        if restart not in ("never", "on-failure"):
-            raise Refused(f'restart={restart!r}: it is "never" or "on-failure"', setting="restart")
+        check_request(target, count, restart)
         method = "broker" if launch else check_start_method(start_method)
         label = name or getattr(target, "__name__", None) or type(target).__name__
         call = Call(target, tuple(args), kwargs or {})
@@ -172,7 +173,7 @@ class Supervisor:
         group = WorkerGroup(call, method, restart, asked, on_ended, prompt, launch)
         taken = sum(worker.name.rpartition("-")[0] == label for worker in self.workers)
         group.workers = [Worker(f"{label}-{taken + number}", group) for number in range(1, count + 1)]
-        _end_with_the_program(self)
+        close_at_exit(self)
         with interrupts_held(), self._thread_halted(method == "fork"), self._lock:
             try:
                 for worker in group.workers:
@@ -426,24 +427,3 @@ class Supervisor:
                 raise
         for failure in self.failures():
             error.add_note(str(failure))
-
-
-_supervisors: weakref.WeakSet[Supervisor] = weakref.WeakSet()
-
-
-def _end_with_the_program(supervisor: Supervisor) -> None:
-    """End the supervisor's workers at the exit of this program, if nobody has done so.
-
-    Without this, multiprocessing would wait for them there, and they for us.
-    """
-    if not _supervisors:
-        import multiprocessing.util  # noqa: F401  (its own exit function is registered first, and so runs last)
-
-        atexit.unregister(_end_all)
-        atexit.register(_end_all)
-    _supervisors.add(supervisor)
-
-
-def _end_all() -> None:
-    for supervisor in list(_supervisors):
-        supervisor.close()

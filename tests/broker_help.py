@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import anyio
 import anyio.from_thread
@@ -165,6 +166,16 @@ class Running:
         """Calls something in the broker's thread."""
         return anyio.from_thread.run_sync(function, *arguments, token=self._token)
 
+    def hurry(self, frame_seconds):
+        """From now on gives clients so little time, those who are connected too."""
+
+        def change():
+            self.broker._frame_seconds = frame_seconds
+            for client in self.broker._clients:
+                client.connection._frame_seconds = frame_seconds
+
+        self.call(change)
+
     def join(self):
         """Waits until it has ended by itself."""
         self._thread.join()
@@ -192,6 +203,14 @@ class Running:
 
     def __exit__(self, *_):
         self.stop()
+
+
+def let_others_through(path):
+    """Makes the folders above a path passable for other users, as far as they are ours."""
+    for folder in Path(path).parents:
+        found = folder.stat()
+        if found.st_uid == os.geteuid() and not found.st_mode & 0o001:
+            folder.chmod(0o711)
 
 
 class Bare:
@@ -312,3 +331,25 @@ def forked(work):
 
 def status_of(child):
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def expect_descriptors(client, wanted):
+    """Wait until the descriptors are those: the end of a connection comes between answers to another."""
+    for _ in range(10_000):
+        client.ask("list", {"after": ""})
+        if open_descriptors() == wanted:
+            return
+    raise AssertionError(
+        f"left open: {[os.readlink(f'/proc/self/fd/{fd}') for fd in open_descriptors() - wanted]}"
+    )
+
+
+def repeat(step):
+    while True:
+        step()
+
+
+def drain(semaphore):
+    """Forget what has been counted so far."""
+    while semaphore.acquire(blocking=False):
+        pass

@@ -145,7 +145,7 @@ def test_a_second_holder_is_refused_by_naming_the_first(path):
     with pytest.raises(Refused) as refused:
         Hold(path, bus_name="plant")
     assert f"'plant' at {path} is held by process {os.getpid()} (" in str(refused.value)
-    assert re.search(r"pytest.*since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", str(refused.value))
+    assert re.search(r"python.*since \d{4}-\d\d-\d\d \d\d:\d\d:\d\d", str(refused.value))
     hold.release()
 
 

@@ -262,7 +262,7 @@ def test_the_workers_of_a_killed_owner_are_ended(owner):
 
 
 def test_a_worker_that_does_not_listen_is_killed_after_the_grace():
-    with python(OWNER, 0.05) as process:
+    with python(OWNER, 1.0) as process:
         path, pid, _ = process.stdout.readline().split()
         pidfd = os.pidfd_open(int(pid))
         with python(WORKER, path, "deaf") as worker:
@@ -414,6 +414,22 @@ def test_an_owner_that_dies_while_its_broker_starts_leaves_nothing(tmp_path, mon
 def test_the_module_says_what_to_run_instead(capsys):
     assert broker.main(["--help"]) == 2
     assert "shmbus broker --bus" in capsys.readouterr().err
+
+
+def test_the_module_runs_a_service_too(unique):
+    path = socket_path(unique)
+    code = "import runpy, sys; sys.argv[0] = 'broker'; runpy.run_module('shmbus.broker', run_name='__main__')"
+    with python(code, "--bus", unique) as process:
+        with BrokerClient(path) as client:
+            while process.poll() is None:
+                try:
+                    assert client.list() == []
+                    break
+                except NoBroker:
+                    pass
+        process.terminate()
+        assert process.wait() == 0
+    assert not os.path.exists(path)
 
 
 def test_the_server_is_not_imported_before_it_is_needed():

@@ -1,6 +1,8 @@
 """The control protocol without any I/O: whole, byte by byte, and hostile."""
 
 import struct
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import msgpack
 import pytest
@@ -18,6 +20,7 @@ from shmbus.errors import (
     TooLarge,
     WorkerFailed,
 )
+from shmbus.settings import Backing
 
 HELLO = {"role": "client", "pid": 7, "command": "python"}
 HEADER = struct.Struct("<IBBH")
@@ -407,18 +410,25 @@ def test_whatever_an_error_on_the_wire_says_it_becomes_one_of_ours(wire):
     )
 
 
-def test_statistics_are_made_plain_before_they_travel():
-    from shmbus.ring import Participant
-    from shmbus.settings import Backing
+@dataclass(frozen=True, slots=True)
+class Someone:
+    pid: int
+    role: str
 
+
+class Place(NamedTuple):
+    folder: str
+
+
+def test_statistics_are_made_plain_before_they_travel():
     value = {
-        1: (Backing.SHM, Participant(0, 5, 6, "producer", None, 1, 2, 3)),
+        1: (Backing.SHM, Someone(5, "producer"), Place("x")),
         "big": 1 << 70,
         "set": {1},
         "other": object,
     }
     found = control.to_plain(value)
     assert decode_body(encode_frame(found)[HEADER.size :]) == found
-    assert found["1"][0] == "shm"
-    assert found["1"][1]["pid"] == 5
+    assert found["1"] == ["shm", {"pid": 5, "role": "producer"}, {"folder": "x"}]
     assert found["big"] == str(1 << 70)
+    assert found["set"] == [1]

@@ -1,4 +1,4 @@
-"""Workers: each one reports, ends when it is asked to, and outlives nobody; under every start method.
+"""Workers report: under every start method, whatever becomes of them.
 
 "broker" is the way of a worker that a broker has forked: `run_forked` in a process that is made by hand here.
 """
@@ -9,25 +9,35 @@ import os
 import signal
 import subprocess
 import sys
-import textwrap
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import Pipe, resource_sharer
-from multiprocessing.connection import Connection
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import pytest
+from worker_help import (
+    METHODS,
+    LoadsBadly,
+    NoException,
+    Silent,
+    UnpicklableError,
+    UnprintableError,
+    die,
+    fail,
+    fail_from_a_cause,
+    fork_by_hand,
+    leave,
+    leave_a_grandchild,
+    say,
+    the_failure,
+    until_final,
+    wait_for_end,
+    wait_for_ever,
+)
 
 import shmbus
-from shmbus import worker_messages
 from shmbus.errors import Refused, TimedOut, WorkerFailed
-from shmbus.worker_messages import Call, Note, read_notes, write_note
-from shmbus.worker_process import ProcessIdentity
-from shmbus.workers import Handle, RestartLimits, Supervisor, Terminated, Worker, WorkerGroup, run_forked
-
-METHODS = ["fork", "spawn", "forkserver", "broker"]
-AT_ONCE = RestartLimits(first_delay=0.0)
+from shmbus.workers import Supervisor
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -41,128 +51,6 @@ def _resource_sharer() -> Iterator[None]:
 def start(request: pytest.FixtureRequest) -> dict[str, Any]:
     """The keywords of `Supervisor.spawn` for each way of starting a worker."""
     return {"launch": fork_by_hand} if request.param == "broker" else {"start_method": request.param}
-
-
-class ForkedByHand:
-    """What a broker would give: a process that this one has forked, waited for here."""
-
-    def __init__(self, pid: int) -> None:
-        self.pid = pid
-        self._pidfd = os.pidfd_open(pid)
-
-    def fileno(self) -> int:
-        return self._pidfd
-
-    def ended(self) -> tuple[bool, int | None]:
-        pid, status = os.waitpid(self.pid, os.WNOHANG)
-        return (True, os.waitstatus_to_exitcode(status)) if pid else (False, None)
-
-    def kill(self, number: int) -> None:
-        signal.pidfd_send_signal(self._pidfd, number)
-
-    def close(self) -> None:
-        os.close(self._pidfd)
-
-
-def fork_by_hand(payload: bytes, pipe_fd: int, name: str) -> Handle:
-    pid = os.fork()
-    if pid == 0:
-        # As in a broker, the main module is another program's.
-        sys.modules["__main__"] = type(sys)("__main__")
-        run_forked(payload, pipe_fd)
-    return ForkedByHand(pid)
-
-
-def the_failure(target: Callable[..., object], *args: Any, **how: Any) -> WorkerFailed:
-    """The error of a single worker that runs `target`."""
-    with pytest.raises(WorkerFailed) as caught, Supervisor() as supervisor:
-        supervisor.spawn(target, args, **how)
-    return caught.value
-
-
-# --- targets, at the top level so that they pickle ---
-
-
-class UnpicklableError(Exception):
-    def __init__(self) -> None:
-        super().__init__("holds a lock")
-        self.lock = threading.Lock()
-
-
-class UnprintableError(Exception):
-    def __str__(self) -> str:
-        raise RuntimeError("no words")
-
-
-class NoException(BaseException):
-    pass
-
-
-def say(out: Connection, what: object) -> None:
-    out.send(what)
-
-
-def fail(error: type[BaseException], *args: object) -> NoReturn:
-    raise error(*args)
-
-
-def fail_from_a_cause() -> NoReturn:
-    try:
-        {}["missing"]
-    except KeyError as error:
-        raise RuntimeError("on top") from error
-
-
-def leave(status: int) -> NoReturn:
-    os._exit(status)
-
-
-def die(number: int) -> None:
-    signal.raise_signal(number)
-
-
-def wait_for_ever(out: Connection) -> None:
-    """Says its pid, and "cleaned" on the way out."""
-    try:
-        out.send(os.getpid())
-        while True:
-            signal.pause()
-    finally:
-        out.send("cleaned")
-
-
-def refuse_to_end(out: Connection) -> None:
-    words: list[object] = [os.getpid()]
-    while True:
-        try:
-            if words:
-                out.send(words.pop())
-            signal.pause()
-        except SystemExit:
-            words = ["no"]
-
-
-def wait_for_end(source: Connection) -> None:
-    with pytest.raises(EOFError):
-        source.recv()
-
-
-def fail_until(file: str, times: int) -> None:
-    with open(file, "ab+") as counter:
-        counter.write(b".")
-        if counter.tell() <= times:
-            raise ValueError("not yet")
-
-
-def leave_a_grandchild(out: Connection) -> None:
-    """A child of the worker outlives it, with every descriptor that the worker had."""
-    pid = os.fork()
-    if pid == 0:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        signal.pause()
-        os._exit(0)
-    out.send(pid)
-    die(signal.SIGKILL)
 
 
 # --- one worker and its end ---
@@ -277,11 +165,6 @@ def test_a_worker_that_somebody_else_has_waited_for_is_judged_by_its_report() ->
     assert group.workers[0].state == "ended"
 
 
-class Silent:
-    def send(self, what: object) -> None:
-        pass
-
-
 # --- several workers ---
 
 
@@ -350,12 +233,6 @@ def test_an_error_in_the_block_ends_the_workers_and_gets_their_failures_as_notes
         assert [("before" in note) for note in caught.value.__notes__] == [True]
 
 
-def until_final(supervisor: Supervisor, group: WorkerGroup) -> None:
-    while not all(worker.final for worker in group.workers):
-        os.sched_yield()
-        supervisor.failed_groups()
-
-
 # --- what is refused ---
 
 
@@ -398,335 +275,8 @@ def test_arguments_that_cannot_be_loaded_are_the_workers_failure(start: dict[str
     assert "could not load its target and arguments" in str(error)
 
 
-class LoadsBadly:
-    def __reduce__(self) -> tuple[Any, ...]:
-        return fail, (RuntimeError, "cannot be loaded")
-
-
-# --- being ended ---
-
-
-def test_terminate_lets_blocks_clean_up_and_is_no_failure(start: dict[str, Any]) -> None:
-    source, out = Pipe(duplex=False)
-    with source, out:
-        supervisor = Supervisor()
-        group = supervisor.spawn(wait_for_ever, (out,), count=2, **start)
-        assert {source.recv(), source.recv()} == {worker.pid for worker in group.workers}
-        supervisor.terminate()
-        assert [source.recv(), source.recv()] == ["cleaned", "cleaned"]
-        assert [worker.state for worker in group.workers] == ["ended", "ended"]
-        supervisor.terminate()
-        supervisor.wait()
-
-
-def test_a_worker_that_refuses_to_end_is_killed_after_the_grace(start: dict[str, Any]) -> None:
-    source, out = Pipe(duplex=False)
-    with source, out:
-        supervisor = Supervisor()
-        group = supervisor.spawn(refuse_to_end, (out,), **start)
-        assert source.recv() == group.workers[0].pid
-        supervisor.terminate(grace=0.05)
-        assert group.workers[0].exit_code == -signal.SIGKILL
-        assert group.workers[0].state == "ended"
-
-
-def test_a_stopped_worker_is_woken_to_end() -> None:
-    source, out = Pipe(duplex=False)
-    with source, out:
-        supervisor = Supervisor(grace=100)
-        supervisor.spawn(wait_for_ever, (out,))
-        os.kill(source.recv(), signal.SIGSTOP)
-        supervisor.terminate()
-        assert source.recv() == "cleaned"
-
-
-def test_sigterm_raises_a_kind_of_system_exit_that_except_exception_lets_pass() -> None:
-    assert issubclass(Terminated, SystemExit)
-    assert not issubclass(Terminated, Exception)
-
-
-def test_nothing_is_left_behind(start: dict[str, Any]) -> None:
-    def run() -> None:
-        supervisor = Supervisor(limits=RestartLimits(most=1, first_delay=0.0))
-        supervisor.spawn(
-            fail, (ValueError,), count=2, restart="on-failure", on_ended=lambda worker: None, **start
-        )
-        with pytest.raises(WorkerFailed):
-            supervisor.wait()
-
-    run()  # starts what multiprocessing keeps for the rest of the program
-    before = state_of_this_process()
-    run()
-    assert state_of_this_process() == before
-
-
-def state_of_this_process() -> tuple[object, ...]:
-    descriptors = sorted(os.listdir("/proc/self/fd"))
-    children = Path(f"/proc/self/task/{os.getpid()}/children").read_text()
-    signals = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    return descriptors, children, threading.enumerate(), signals, signal.pthread_sigmask(signal.SIG_BLOCK, ())
-
-
-# --- starting again ---
-
-
-def test_a_failing_worker_is_started_again_until_it_succeeds(start: dict[str, Any], tmp_path: Path) -> None:
-    over: list[Worker] = []
-    with Supervisor(limits=AT_ONCE) as supervisor:
-        args = (str(tmp_path / "count"), 2)
-        (worker,) = supervisor.spawn(
-            fail_until, args, restart="on-failure", on_ended=over.append, **start
-        ).workers
-        supervisor.wait()
-    assert over == [worker]
-    assert worker.restarts == 2
-    assert worker.state == "ended"
-    assert len(worker.failures) == 2
-
-
-def test_a_worker_is_restarted_while_nobody_waits_for_it(tmp_path: Path) -> None:
-    over = threading.Event()
-    supervisor = Supervisor(limits=AT_ONCE)
-    args = (str(tmp_path / "count"), 2)
-    supervisor.spawn(fail_until, args, restart="on-failure", on_ended=lambda worker: over.set())
-    over.wait()
-    supervisor.wait()
-
-
-def test_restarts_end_at_their_limit_and_the_failure_says_so() -> None:
-    with (
-        pytest.raises(WorkerFailed) as caught,
-        Supervisor(limits=RestartLimits(most=2, first_delay=0.0)) as supervisor,
-    ):
-        supervisor.spawn(sys.exit, (3,), restart="on-failure")
-    assert caught.value.__notes__ == ["It was restarted 2 times within 60 s, and is given up."]
-    assert supervisor.workers[0].restarts == 2
-
-
-def test_delays_between_restarts_double_up_to_the_longest() -> None:
-    limits, now = RestartLimits(most=10, first_delay=1.0, longest_delay=5.0), 1000.0
-    group = WorkerGroup(Call(say, (), {}), "fork", "on-failure")
-    worker = Worker("w-1", group, failures=[WorkerFailed("x")], _started=now)
-    delays = []
-    for _ in range(5):
-        worker.postpone(limits, now)
-        delays.append(worker.due - now)
-    assert delays == [1.0, 2.0, 4.0, 5.0, 5.0]
-    now += 1000.0  # it ran for longer than the window
-    worker.postpone(limits, now)
-    assert worker.due - now == 1.0
-
-
-def test_a_worker_that_succeeds_is_not_started_again(tmp_path: Path) -> None:
-    with Supervisor(limits=AT_ONCE) as supervisor:
-        supervisor.spawn(fail_until, (str(tmp_path / "count"), 0), restart="on-failure")
-    assert (tmp_path / "count").read_bytes() == b"."
-
-
-def test_ending_a_worker_that_waits_to_be_restarted_keeps_its_failure() -> None:
-    supervisor = Supervisor(limits=RestartLimits(first_delay=1000.0, longest_delay=1000.0))
-    (worker,) = supervisor.spawn(fail, (ValueError, "early"), restart="on-failure").workers
-    while worker.state == "running":
-        supervisor.check()
-        os.sched_yield()
-    assert worker.state == "waiting"
-    supervisor.terminate()
-    assert ["early" in str(failure) for failure in supervisor.failures()] == [True]
-
-
-# --- the parent's death, Ctrl-C, and forks: in programs of their own ---
-
-
-def program(text: str, tmp_path: Path, *args: str) -> subprocess.Popen[str]:
-    """A program in a session of its own, with this test's targets as `t` and its start method as `how`."""
-    file = tmp_path / "program.py"
-    head = """
-        import os, signal, sys, threading
-        import test_workers as t
-        from shmbus.workers import Supervisor
-        how = {"launch": t.fork_by_hand} if sys.argv[1] == "broker" else {"start_method": sys.argv[1]}
-        class Out:
-            def send(self, what): os.write(1, f"{what}\\n".encode())
-        """
-    file.write_text(textwrap.dedent(head) + textwrap.dedent(text))
-    path = os.pathsep.join([os.path.dirname(__file__), os.path.dirname(shmbus.__path__[0])])
-    return subprocess.Popen(
-        [sys.executable, str(file), *args],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-        # A fork server whose program is killed leaves its socket there.
-        env={**os.environ, "PYTHONPATH": path, "TMPDIR": str(tmp_path)},
-    )
-
-
-def line(process: subprocess.Popen[str]) -> str:
-    assert process.stdout is not None
-    return process.stdout.readline().strip()
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_no_worker_survives_a_parent_that_is_killed(
-    method: str, tmp_path: Path, await_end: Callable[[int], None]
-) -> None:
-    text = """
-        if __name__ == "__main__":
-            with Supervisor(grace=0.05) as supervisor:
-                supervisor.spawn(t.wait_for_ever, (Out(),), **how)
-                supervisor.spawn(t.refuse_to_end, (Out(),), **how)
-        """
-    with program(text, tmp_path, method) as process:
-        pids = {int(line(process)), int(line(process))}
-        process.kill()
-        out, err = process.communicate()  # ends when nobody holds the pipes any more
-        assert sorted(out.split()) == ["cleaned", "no"]
-        assert err == ""
-    for pid in pids:
-        await_end(pid)
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_ctrl_c_ends_everybody_once_without_a_trail(method: str, tmp_path: Path) -> None:
-    text = """
-        if __name__ == "__main__":
-            with Supervisor(grace=100) as supervisor:
-                supervisor.spawn(t.wait_for_ever, (Out(),), count=3, **how)
-        """
-    with program(text, tmp_path, method) as process:
-        for _ in range(3):
-            assert line(process).isdigit()
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate()
-        assert out.split() == ["cleaned"] * 3
-        assert err.count("Traceback") == 1
-        assert err.count("KeyboardInterrupt") == 1
-        assert process.returncode == -signal.SIGINT
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_a_second_ctrl_c_kills_at_once(method: str, tmp_path: Path) -> None:
-    text = """
-        if __name__ == "__main__":
-            with Supervisor(grace=1000) as supervisor:
-                supervisor.spawn(t.refuse_to_end, (Out(),), **how)
-        """
-    with program(text, tmp_path, method) as process:
-        assert line(process).isdigit()
-        os.killpg(process.pid, signal.SIGINT)
-        assert line(process) == "no"
-        os.killpg(process.pid, signal.SIGINT)
-        out, err = process.communicate()
-        assert out == ""
-        assert err.count("Traceback") == 1
-        assert process.returncode == -signal.SIGINT
-
-
-def test_a_program_that_forgets_its_workers_ends_them_at_its_exit(tmp_path: Path) -> None:
-    text = """
-        if __name__ == "__main__":
-            supervisor = Supervisor()
-            supervisor.spawn(t.wait_for_ever, (Out(),), **how)
-            sys.stdin.readline()
-        """
-    with program(text, tmp_path, "fork") as process:
-        assert line(process).isdigit()
-        out, err = process.communicate()
-        assert (out, err, process.returncode) == ("cleaned\n", "", 0)
-
-
-@pytest.mark.parametrize("method", ["spawn", "forkserver", "broker"])
-def test_an_unguarded_main_module_gives_one_clear_sentence(method: str, tmp_path: Path) -> None:
-    text = """
-        with Supervisor() as supervisor:
-            supervisor.spawn(t.die, (9,), count=2, **how)
-        """
-    with program(text, tmp_path, method) as process:
-        _, err = process.communicate()
-        assert err.count('under `if __name__ == "__main__":`') == 1
-        assert err.count("Traceback") == 1
-        assert process.returncode == 1
-
-
-def test_a_worker_whose_parent_died_before_it_could_watch_does_not_start(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    own = ProcessIdentity.own()
-    gone = ProcessIdentity(own.pid, own.start_ticks - 1, own.namespace)
-    monkeypatch.setattr(ProcessIdentity, "own", classmethod(lambda cls: gone))
-    source, out = Pipe(duplex=False)
-    with source:
-        with out:
-            assert "SIGTERM" in str(the_failure(say, out, 1, start_method="spawn"))
-        with pytest.raises(EOFError):
-            source.recv()
-
-
-def test_a_process_is_known_by_its_start_and_not_by_its_pid_alone() -> None:
-    own = ProcessIdentity.own()
-    pidfd = own.open()
-    assert pidfd is not None
-    os.close(pidfd)
-    assert ProcessIdentity(own.pid, own.start_ticks + 1, own.namespace).open() is None
-    assert ProcessIdentity(2**22 + 1, own.start_ticks, own.namespace).open() is None
-    with pytest.raises(Refused, match="namespaces"):
-        ProcessIdentity(own.pid, own.start_ticks, "elsewhere").open()
-
-
-def test_a_forked_child_has_no_workers_and_ends_none() -> None:
-    source, out = Pipe(duplex=False)
-    with source, out, Supervisor() as supervisor:
-        supervisor.spawn(wait_for_ever, (out,))
-        source.recv()
-        pid = os.fork()
-        if pid == 0:
-            status = 1
-            try:
-                with supervisor:
-                    status = len(supervisor.workers)
-                supervisor.close()
-            finally:
-                os._exit(status)
-        assert os.waitpid(pid, 0)[1] == 0
-        assert not source.poll()
-        supervisor.terminate()
-        assert source.recv() == "cleaned"
-
-
-# --- notes ---
-
-
-@pytest.mark.parametrize(
-    "length", [0, 1, 100, worker_messages.NOTE_BYTES, worker_messages.NOTE_BYTES + 1, 10**6]
-)
-def test_a_note_fits_into_an_empty_pipe_whatever_its_length(length: int) -> None:
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-    write_note(writer, Note("started", 0))
-    write_note(writer, Note("raised", 1, "sum\nmary", "x" * length))
-    os.close(writer)
-    with open(reader, "rb") as file:
-        first, second = read_notes(file.read())
-    assert first == Note("started", 0)
-    assert (second.kind, second.status, second.summary) == ("raised", 1, "sum mary")
-    assert second.text == "x" * length if length <= worker_messages.NOTE_BYTES else "left out" in second.text
-
-
-@pytest.mark.parametrize("garbage", [b"", b"\n", b"raised", b"raised 1 2\n", b"a b c d\n", b"\xff\xfe\n\n\n"])
-def test_garbage_in_the_report_is_no_note(garbage: bytes) -> None:
-    assert read_notes(garbage) == []
-
-
-def test_a_note_that_nobody_can_take_is_dropped() -> None:
-    reader, writer = os.pipe()
-    os.close(reader)
-    write_note(writer, Note("started", 0))
-    os.close(writer)
-
-
 def test_importing_the_workers_brings_in_nothing_heavy() -> None:
-    heavy = {"multiprocessing", "asyncio", "anyio", "pickle"}
+    heavy = {"multiprocessing", "asyncio", "anyio"}
     code = f"import sys, shmbus.workers; print({heavy} & set(sys.modules))"
     path = os.path.dirname(shmbus.__path__[0])
     out = subprocess.run(
