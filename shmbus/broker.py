@@ -23,7 +23,7 @@ owner can be done with its bus and live on. The folder is made by the broker, so
 killed, the other one is there to remove it.
 
 "Ready" is said as soon as the socket listens: whoever connects waits in its queue. Importing the event loop
-takes four times as long as everything before it, and the owner goes on meanwhile. So this module imports the
+takes longer than everything before it together, and the owner goes on meanwhile. So this module imports the
 server only where it runs it. Signals are blocked until the server's own handling of them stands; one that
 comes earlier is delivered then, and the hold is released like ever.
 """

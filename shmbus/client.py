@@ -283,7 +283,7 @@ class BrokerClient:
     def _offers(self) -> Iterator[Offer]:
         offered = set()
         for memory, name in [*self._held.items()]:
-            if memory.settings.backing is Backing.ANONYMOUS or memory.identity in offered or memory._closed:
+            if memory.settings.backing is Backing.ANONYMOUS or memory.identity in offered or memory.closed:
                 continue
             try:
                 descriptors = duplicate(memory.control_fd, memory.data_fd, memory.event_fd)

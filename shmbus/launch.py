@@ -5,8 +5,8 @@ the note of the new pid (the child would be nobody's), so SIGINT is kept in the 
 afterwards. The child must not meet a signal with its parent's handlers, or with Python's default of printing
 a KeyboardInterrupt, so the signals are blocked, the child inherits the mask, and unblocks them when its own
 handlers stand. And a fork server must not keep that mask, since it serves others too: it is started with
-SIGINT blocked and unblocks it (``launch_server.py``). (A worker that it has just forked, with no handlers yet,
-dies of SIGINT silently.)
+SIGINT blocked and unblocks it (``launch_server.py``). (A worker that it has just forked, with no handlers
+yet, dies of SIGINT silently.)
 
 How a death is seen: by the pidfd of a process that is our child (not by the sentinel of multiprocessing, a
 pipe that the worker's own children keep open), and by the fork server's word for its children, which are not
@@ -189,7 +189,7 @@ def _start_fork_server() -> None:
     """Start the fork server of this process, if it does not run yet, out of reach of a Ctrl-C."""
     from multiprocessing import forkserver, resource_tracker
 
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     module = f"{__package__}.launch_server"
     if server._forkserver_pid is not None or not _found_by_a_fresh_interpreter():
         return
@@ -206,8 +206,8 @@ def _start_fork_server() -> None:
 def _found_by_a_fresh_interpreter() -> bool:
     """Whether this package can be imported where nothing but the environment says from where.
 
-    The fork server of some versions of Python does not get this program's ``sys.path``, and what lies beside the
-    program's own file is then not found. Nobody would unblock SIGINT.
+    The fork server of some versions of Python does not get this program's ``sys.path``, and what lies beside
+    the program's own file is then not found. Nobody would unblock SIGINT.
     """
     here = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     beside_the_program = bool(sys.path) and os.path.abspath(sys.path[0]) == here

@@ -180,6 +180,11 @@ class RingMemory:
     def _ring(self) -> _core.Ring:
         return self.ring(writable=False)
 
+    @property
+    def closed(self) -> bool:
+        """Whether this process has unmapped it."""
+        return self._closed
+
     def reap(self) -> int:
         """Settle what participants left that are proved dead.
 
