@@ -1,7 +1,7 @@
-"""Counts the words of text files in four processes: `python wordcount.py FILE ...`.
+"""Counts the words of text files: `python wordcount.py FILE ...`.
 
-Files go out through one channel, each to one of the workers; the counts come back through another. `shmbus
-demo` is the same at full length: with producers, progress, and a check of every record.
+One worker reads, four count, this process adds up: the texts go through one channel, each to one of the four,
+and the counts through another. `shmbus demo` is the same at full length, with a check of every record.
 """
 
 import sys
@@ -11,6 +11,12 @@ from pathlib import Path
 import shmbus
 
 
+def read(paths, tx):
+    with tx:
+        for path in paths:
+            tx.send(Path(path).read_text(errors="replace"))
+
+
 def count(rx, tx):
     with tx:
         for text in rx:
@@ -18,15 +24,14 @@ def count(rx, tx):
 
 
 def main(paths):
+    total = Counter()
     with shmbus.Bus() as bus:
         texts = bus.channel("texts")
         counts = bus.channel("counts")
         bus.spawn(count, texts.consumer(), counts.producer(), count=4)
-        with texts.producer() as tx:
-            for path in paths:
-                tx.send(Path(path).read_text(errors="replace"))
-        with counts.consumer() as rx:
-            total = sum((Counter(one) for one in rx), Counter())
+        bus.spawn(read, paths, texts.producer())
+        for one in counts.consumer():
+            total.update(one)
     for word, number in total.most_common(10):
         print(f"{number:>8,}  {word}")
 

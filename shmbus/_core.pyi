@@ -155,7 +155,7 @@ class Ring:
         """Tail, floor, status, reaped, aborted, poison reason."""
 
 def set_wait_slice(seconds: float, /) -> float:
-    """How long a wait sleeps before it looks around; negative: for ever. For tests. Returns the one before."""
+    """How long a wait sleeps before it looks around; negative: for ever. For tests. Returns the last."""
 
 def own_start_time() -> int:
     """When this process started, in clock ticks since boot."""
