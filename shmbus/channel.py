@@ -24,7 +24,7 @@ from shmbus.channel_carried import CarriedSource
 from shmbus.channel_ends import Ack, Consumer, Producer, _End
 from shmbus.channel_views import Lease, Loan
 from shmbus.errors import Refused
-from shmbus.ring import RingMemory
+from shmbus.ring import OPENING, RingMemory
 from shmbus.settings import Backing, ChannelSettings, check_group_name, parse_capacity
 
 __all__ = ["Ack", "Channel", "Consumer", "Lease", "Loan", "Producer", "Source", "channel"]
@@ -66,9 +66,13 @@ class Channel:
 
     def memory(self) -> RingMemory:
         """The channel's memory in this process; opened afresh in a forked child."""
-        if self._opened is None or self._opened[0] != os.getpid():
-            self._opened = (os.getpid(), self._source.open())
-        return self._opened[1]
+        opened = self._opened
+        if opened is None or opened[0] != os.getpid():
+            with OPENING:
+                opened = self._opened
+                if opened is None or opened[0] != os.getpid():
+                    opened = self._opened = (os.getpid(), self._source.open())
+        return opened[1]
 
     def producer(self) -> Producer:
         """An end to send through. It attaches in ``with`` or at its first use."""
@@ -122,10 +126,7 @@ class Channel:
         self.memory().drop_group(name)
 
     def stats(self) -> dict[str, Any]:
-        """What the channel's tables say right now:
-
-        fill, groups, participants, who blocks. See ``RingMemory.stats``.
-        """
+        """Fill, groups, participants, and who blocks, right now. See ``RingMemory.stats``."""
         return self.memory().stats()
 
     def detach(self) -> None:
@@ -135,10 +136,10 @@ class Channel:
         """
         for end in list(self._ends):
             end.close()
+        if isinstance(self._source, CarriedSource):
+            return  # this process's mapping is all there is of it here: nobody could open it again
         if self._opened is not None and self._opened[0] == os.getpid():
-            with contextlib.suppress(
-                BufferError
-            ):  # an array made from a lease or loan still lives: it keeps the mapping
+            with contextlib.suppress(BufferError):  # an array made from a lease or loan still lives
                 self._opened[1].close()
         self._opened = None
 

@@ -16,7 +16,7 @@ from shmbus import _core, limits
 from shmbus.channel_views import Lease, Loan
 from shmbus.codec import get_codec
 from shmbus.errors import Closed, Refused
-from shmbus.ring import RingMemory
+from shmbus.ring import OPENING, RingMemory
 
 Ack = Literal["receive", "done"]
 
@@ -60,12 +60,19 @@ class _End:
         if self._closed:
             raise Closed(f"this {self._kind} of channel {self._channel.name!r} is closed")
         if self._core is None:
-            self._core = self._make_core(self._channel.memory())
-            self._attached_in = os.getpid()
-            self._channel.adopt(self)
-            for name in self._fast:
-                self.__dict__[name] = getattr(self._core, name)
+            with OPENING:
+                self._attach_once()
         return self._core
+
+    def _attach_once(self) -> None:
+        if self._core is not None:
+            return  # another thread was faster
+        core = self._make_core(self._channel.memory())
+        self._attached_in = os.getpid()
+        self._channel.adopt(self)
+        for name in self._fast:
+            self.__dict__[name] = getattr(core, name)
+        self._core = core
 
     def _make_core(self, memory: RingMemory) -> Any:
         raise NotImplementedError
@@ -105,7 +112,7 @@ class Producer(_End):
             memory.ring(writable=True), codec.number, codec.encode_parts, self._channel.tend, limits.SPIN_NS
         )
 
-    def send(self, message: object, timeout: float | None = None) -> None:
+    def send(self, message: object, /, timeout: float | None = None) -> None:
         """Send a message, waiting for space.
 
         Args:
@@ -121,7 +128,7 @@ class Producer(_End):
         """
         self._attach().send(message, timeout)
 
-    def try_send(self, message: object) -> bool:
+    def try_send(self, message: object, /) -> bool:
         """Send a message if there is space right now.
 
         Returns:
@@ -129,11 +136,11 @@ class Producer(_End):
         """
         return bool(self._attach().try_send(message))
 
-    def send_bytes(self, data: Any, timeout: float | None = None) -> None:
+    def send_bytes(self, data: Any, /, timeout: float | None = None) -> None:
         """Send bytes, or any contiguous buffer, as they are: no codec. They are received as ``bytes``."""
         self._attach().send_bytes(data, timeout)
 
-    def send_many(self, messages: Iterable[object], timeout: float | None = None) -> int:
+    def send_many(self, messages: Iterable[object], /, timeout: float | None = None) -> int:
         """Send several messages, in order; what was sent before an error stays sent.
 
         Returns:
@@ -141,7 +148,7 @@ class Producer(_End):
         """
         return int(self._attach().send_many(messages, timeout))
 
-    def loan(self, nbytes: int, timeout: float | None = None) -> Loan:
+    def loan(self, nbytes: int, /, timeout: float | None = None) -> Loan:
         """Borrow room in the ring and write the record there, without any copy.
 
         Records of all producers behind a loan wait until it is committed or aborted.
@@ -247,7 +254,7 @@ class Consumer(_End):
         data: bytes = self._attach().recv_bytes(timeout)
         return data
 
-    def recv_many(self, most: int, timeout: float | None = None) -> list[Any]:
+    def recv_many(self, most: int, /, timeout: float | None = None) -> list[Any]:
         """Wait for one message, then take what else is there.
 
         Args:
@@ -270,9 +277,9 @@ class Consumer(_End):
         return Lease(self._attach().lease(timeout))
 
     def fileno(self) -> int:
-        """A descriptor that is readable when a receive may find something:
+        """A descriptor that is readable when a receive may find something.
 
-        for ``select``, ``poll`` and event loops.
+        For ``select``, ``poll`` and event loops.
         """
         return int(self._attach().fileno())
 
@@ -321,8 +328,7 @@ class Consumer(_End):
 
     def __iter__(self) -> Iterator[Any]:
         """Messages until the channel ends."""
-        core: Iterator[Any] = self._attach()
-        return core
+        yield from self._attach()  # a generator, so that this end lives, and is known, as long as the loop
 
     def __next__(self) -> Any:
         return next(self._attach())

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import threading
 from dataclasses import dataclass
 from typing import Any, Final, Self
 
@@ -21,8 +22,9 @@ import msgpack  # type: ignore[import-untyped]
 
 from shmbus import _core, limits
 from shmbus.errors import Closed, Corrupt, Refused
-from shmbus.region import Region, create_file, create_memfd, create_shm
+from shmbus.region import create_file, create_memfd, create_shm
 from shmbus.settings import Backing, ChannelSettings, Visibility
+from shmbus.space import SPACE_ERRORS, check_memory_room, explain_no_space
 
 _READ, _WRITE = 1, 2
 
@@ -33,6 +35,7 @@ _LEASE_STATES: Final = {1: "taking", 2: "holding", 3: "parked"}
 _STATUSES: Final = {0: "open", 1: "closed", 2: "poisoned"}
 _IDENTITY_BYTES: Final = 16
 _HEADER_BYTES: Final = 4096
+_SETTINGS_BYTES: Final = 2048
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +52,29 @@ class Participant:
     sleeps: int
 
 
+class _Opening:
+    """Held while this process opens a channel or attaches to one: of two threads only the first does it.
+
+    Made anew in a forked child, where whoever held it does not exist.
+    """
+
+    def __init__(self) -> None:
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)
+
+    def renew(self) -> None:
+        self._lock = threading.RLock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
+
+
+OPENING: Final = _Opening()
+
+
 class RingMemory:
     """The regions of one channel in this process.
 
@@ -62,7 +88,7 @@ class RingMemory:
         label: str,
         identity: bytes,
         descriptors: tuple[int, int, int],
-        control: Region | _core.Region,
+        control: _core.Region,
         data: _core.Region | None,
     ) -> None:
         self.settings = settings
@@ -87,6 +113,13 @@ class RingMemory:
             Refused: the folder of ``backing="file"`` holds files of that name already.
         """
         reserved, total = _core.Ring.geometry(*_geometry_of(settings))
+        blob = msgpack.packb({"label": label, **settings.to_wire()})
+        if len(blob) > _SETTINGS_BYTES:
+            raise Refused(
+                f"the settings of channel {label!r} take {len(blob)} bytes, and its header has room for "
+                f"{_SETTINGS_BYTES}: shorten directory= or name fewer groups",
+                setting="directory",
+            )
         identity = os.urandom(_IDENTITY_BYTES)
         with contextlib.ExitStack() as undo:
             event_fd = os.eventfd(1, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
@@ -95,17 +128,16 @@ class RingMemory:
             data: _core.Region | None = None
             if settings.backing is Backing.ANONYMOUS:
                 control_fd = data_fd = -1
-                control = _core.Region.map(-1, total, _READ | _WRITE, shared)
+                control = _map(label, -1, total, _READ | _WRITE, shared)
                 undo.callback(control.close)
-                data = _core.Region.map(-1, settings.capacity_bytes, _READ | _WRITE, shared, 0, True)
+                data = _map(label, -1, settings.capacity_bytes, _READ | _WRITE, shared, mirrored=True)
                 undo.callback(data.close)
-                with memoryview(data):  # reserved before use, like the other backings
-                    data.populate(0, settings.capacity_bytes, write=True)
-                control.populate(0, reserved, write=True)
+                _populate(label, data, settings.capacity_bytes)  # reserved before use, like other backings
+                _populate(label, control, reserved)
             else:
                 control_fd = _make(settings, label, "control", total, reserved, undo)
                 data_fd = _make(settings, label, "data", settings.capacity_bytes, None, undo)
-                control = _core.Region.map(control_fd, total, _READ | _WRITE, shared)
+                control = _map(label, control_fd, total, _READ | _WRITE, shared)
                 undo.callback(control.close)
             _core.Ring.format(
                 control,
@@ -114,7 +146,7 @@ class RingMemory:
                 limits.MAX_DELIVERIES,
                 identity,
                 settings.groups,
-                msgpack.packb({"label": label, **settings.to_wire()}),
+                blob,
             )
             memory = cls(settings, label, identity, (control_fd, data_fd, event_fd), control, data)
             undo.pop_all()
@@ -138,7 +170,7 @@ class RingMemory:
             data_fd: the data region.
             event_fd: the eventfd of the channel.
             settings: what the broker said the channel's settings are.
-            writable: False refuses to map the data for writing here (a guard against accidents only).
+            writable: not needed: data is mapped for reading until a producer attaches here.
             label: the channel's name; default: as it was made.
 
         Raises:
@@ -154,7 +186,7 @@ class RingMemory:
                     f"{found.describe_differences(settings)}"
                 )
             shared = settings.visibility is Visibility.SHARED
-            control = _core.Region.map(control_fd, total, _READ | _WRITE, shared)
+            control = _map(label or made_label, control_fd, total, _READ | _WRITE, shared)
         except BaseException:
             for fd in (control_fd, data_fd, event_fd):
                 os.close(fd)
@@ -166,12 +198,19 @@ class RingMemory:
         if self._closed:
             raise Closed(f"channel {self.label!r}: this process has closed its mapping")
         known = self._rings.get(writable)
-        if known is None:
+        if known is not None:
+            return known[0]
+        with OPENING:
+            known = self._rings.get(writable)
+            if known is not None:
+                return known[0]
             data = self._data
             if data is None:
                 shared = self.settings.visibility is Visibility.SHARED
                 prot = _READ | _WRITE if writable else _READ
-                data = _core.Region.map(self.data_fd, self.settings.capacity_bytes, prot, shared, 0, True)
+                data = _map(
+                    self.label, self.data_fd, self.settings.capacity_bytes, prot, shared, mirrored=True
+                )
             ring = _core.Ring(self._control, data, self.control_fd, self.event_fd, f"channel {self.label!r}")
             known = self._rings[writable] = (ring, data)
         return known[0]
@@ -372,6 +411,27 @@ def _examine(control_fd: int, data_fd: int) -> tuple[bytes, ChannelSettings, str
     if not isinstance(label, str) or settings.capacity_bytes != capacity:
         raise Corrupt("the settings in the control region contradict its header")
     return identity, settings, label, total
+
+
+def _map(
+    label: str, fd: int, length: int, prot: int, shared: bool, *, mirrored: bool = False
+) -> _core.Region:
+    """A mapping of a channel's region; what hinders it is a typed error."""
+    try:
+        return _core.Region.map(fd, length, prot, shared, 0, mirrored)
+    except OSError as error:
+        if error.errno in SPACE_ERRORS:
+            needed = 2 * length if mirrored else length
+            raise explain_no_space(error, needed, f"the mapping of channel {label!r}") from error
+        raise
+
+
+def _populate(label: str, region: _core.Region, length: int) -> None:
+    check_memory_room(length, f"the memory of channel {label!r}")
+    try:
+        region.populate(0, length, write=True)
+    except OSError as error:
+        raise explain_no_space(error, length, f"the memory of channel {label!r}") from error
 
 
 def _geometry_of(settings: ChannelSettings) -> tuple[int, int, int, int, int]:

@@ -6,11 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
+from pathlib import Path
 import textwrap
 
 import pytest
 from broker_help import Bare, forked, python, status_of
 
+import shmbus
 from shmbus import broker, broker_owner, places
 from shmbus.broker import start_embedded
 from shmbus.client import BrokerClient, socket_path
@@ -348,10 +350,11 @@ with start_embedded() as running, BrokerClient(running.path) as client:
 
 
 def test_a_broker_finds_its_modules_where_its_owner_found_them():
-    # An interpreter without site-packages and environment, whose program adds to sys.path by itself.
+    # An interpreter without site-packages and environment, whose program adds to sys.path by itself. (An
+    # editable installation is found by a hook of site-packages, so its folder is named too.)
     code = f"""
 import sys
-sys.path += {[entry for entry in sys.path if entry]!r}
+sys.path += {[*filter(None, sys.path), str(Path(shmbus.__file__).parents[1])]!r}
 from shmbus.broker import start_embedded
 from shmbus.client import BrokerClient
 with start_embedded() as running, BrokerClient(running.path) as client:

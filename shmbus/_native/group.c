@@ -5,14 +5,18 @@
  * its holder is proved dead, and nothing but joining waits for it.
  *
  * A group that joins while producers run:
- *   J1  groups_high covers the slot    J2  cursor = tail (provisional)    J3  owner word: SETTLING (producers
+ *   J1  groups_high covers the slot    J2  cursor = start (provisional)    J3  owner word: SETTLING (producers
  *       now count the cursor)
- *   J4  version + 1                    J5  cursor = tail, read again      J6  owner word: NAMED or PRIVATE;
+ *   J4  version + 1                    J5  cursor = start, found again     J6  owner word: NAMED or PRIVATE;
  *       consumers may receive
  *   J7  wake the producers: some may have gone to sleep on the provisional cursor, which J5 then moved on
  *       (found by the model)
- * A producer's scan that ended before J4 may have missed the group, but it found a limit that was true for a
- * tail at or below the one of J5; a scan that ends later sees another version and starts over (send.c, F4).
+ * The start is the first record that is not settled, or the tail: a record that is still being written when
+ * the group joins is its first. (Found by the model: with the tail for a cursor, and no other group that stood
+ * before it, the floor passed the claim of a producer that was still writing, and another claimed its cells.)
+ * A producer's scan that ended before J4 may have missed the group, but everything below its result was settled
+ * by then, so the start of J5 is not below it; a scan that ends later sees another version and starts over
+ * (send.c, F4).
  *
  * HELD is a real group without a name, at position 0 from the start: until somebody joins, it keeps what was
  * sent. The first to join takes it over with one CAS.
@@ -44,6 +48,27 @@ static void write_name(struct group *group, const char *name, size_t name_bytes)
     memset(group->name, 0, sizeof group->name);
     memcpy(group->name, name, name_bytes);
     store_relaxed(&group->name_bytes, name_bytes);
+}
+
+/* From `position`, below which everything is settled: the first record that is not settled, or the tail. What
+ * is overrun meanwhile was settled too, and then the floor is beyond it. */
+static uint64_t first_unsettled(struct ring *ring, uint64_t position)
+{
+    const struct geometry *g = &ring->g;
+    for (uint64_t step = 0; step < 2 * g->cells + RACES_AT_MOST; step++) {
+        uint64_t word = load_sc(claim_at(ring, position));
+        if (claim_is_of(g, word, position)) {
+            if (claim_state_of(word) == CLAIM_CLAIMED)
+                break;
+            position += claim_cells(g, word) * CELL_BYTES;
+            continue;
+        }
+        uint64_t floor = load_sc(&ring->header->floor);
+        if (floor <= position || !position_valid(floor))
+            break; /* the tail */
+        position = floor;
+    }
+    return position;
 }
 
 /* Under the join word. `name` NULL: private, or lossy. */
@@ -80,10 +105,14 @@ static enum ring_result make_group(struct consumer *consumer, const char *name, 
     }
     if (name)
         write_name(group, name, name_bytes);
-    store_sc(&group->cursor, load_sc(&header->tail));         /* J2 */
+    uint64_t start = load_sc(&header->floor);
+    if (!position_valid(start))
+        return ring_corrupt(ring, "the floor is not a position", start);
+    start = first_unsettled(ring, start);
+    store_sc(&group->cursor, start);                          /* J2 */
     store_sc(&group->owner, owner_word(GROUP_SETTLING, who)); /* J3 */
     add_sc(&header->version, 1);                              /* J4 */
-    store_sc(&group->cursor, load_sc(&header->tail));         /* J5 */
+    store_sc(&group->cursor, first_unsettled(ring, start));   /* J5 */
     store_sc(&group->owner, final);                           /* J6 */
     event_wake(&header->space_event, true, -1);               /* J7 */
     return RING_OK;
@@ -151,12 +180,28 @@ void group_leave(struct consumer *consumer)
         event_wake(&consumer->member.ring->header->space_event, true, -1);
 }
 
+/* An orphan whose group is gone would wait for adoption, and hold producers back, for ever. Called by whoever
+ * drops a group, after the drop, and by whoever makes an orphan, after that: one of the two sees the other. */
+void free_orphan_of_no_group(struct ring *ring, uint32_t index)
+{
+    struct lease *lease = &ring->leases[index];
+    uint64_t owner = load_sc(&lease->owner);
+    uint32_t group = owner_group(owner);
+    if (owner_state_of(owner) != OWNER_ORPHAN || group >= ring->g.groups)
+        return;
+    if (group_state_of(load_sc(&ring->groups[group].owner)) != GROUP_NAMED)
+        cas_sc(&lease->owner, owner, OWNER_FREE);
+}
+
 /* The group's records hold producers back no longer; its members get RING_DROPPED. */
 enum ring_result group_drop(struct ring *ring, const char *name, size_t name_bytes)
 {
     uint32_t i = group_find(ring, name, name_bytes);
     if (i == UINT32_MAX || !cas_sc(&ring->groups[i].owner, GROUP_NAMED, GROUP_DROPPED))
         return RING_NO_GROUP;
+    uint64_t high = load_sc(&ring->header->leases_high);
+    for (uint32_t k = 0; k < ring->g.leases && k < high; k++)
+        free_orphan_of_no_group(ring, k);
     ring_wake_everybody(ring);
     return RING_OK;
 }

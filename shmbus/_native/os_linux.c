@@ -2,7 +2,8 @@
  *
  * Proof of death is never a timeout. A process is dead for us if
  *   - its pidfd is readable (it has ended; a zombie whose parent has not waited yet is dead too), or
- *   - pidfd_open() says ESRCH: there is no such process, or
+ *   - pidfd_open() says ESRCH: there is no such process; or ENOENT (EINVAL before Linux 6.9): the number belongs
+ *     to a thread of another process, and while any thread of ours lived it could not, or
  *   - there is one, but with another start time (read after pidfd_open, so it is not a reading of an earlier
  *     process): the number was given to somebody else, or
  *   - it is the same process by number and start time, but its memory map lacks the control region: it called
@@ -196,8 +197,8 @@ bool os_is_dead(const struct ring *ring, uint32_t pid, uint64_t start, bool star
     if (pid == os_pid() && ((start_known && start == own_start) || !start_known))
         return false;
     int fd = (int)syscall(SYS_pidfd_open, pid, 0);
-    if (fd < 0)
-        return errno == ESRCH;
+    if (fd < 0) /* ENOENT, before Linux 6.9 EINVAL: the number is a thread's now, so no process has it */
+        return errno == ESRCH || (pid > 0 && (errno == ENOENT || errno == EINVAL));
     struct pollfd ended = {.fd = fd, .events = POLLIN};
     bool dead = poll(&ended, 1, 0) == 1 && (ended.revents & POLLIN);
     if (!dead) {

@@ -22,7 +22,7 @@
 
 enum ring_result member_attach(struct member *member, struct ring *ring, enum participant_role role)
 {
-    if (ring->foreign) {
+    if (ring_is_foreign(ring)) {
         ring->why = "the ring was made in another pid or time namespace, where no death could be proved";
         return RING_FOREIGN;
     }
@@ -53,7 +53,10 @@ enum ring_result member_attach(struct member *member, struct ring *ring, enum pa
             store_sc(&slot->word, member->word);
             if (role == ROLE_PRODUCER || role == ROLE_TICKET)
                 /* after LIVE: who sees it also sees a registered producer, or one that has ended */
-                store_sc(&ring->header->producers_seen, 1);
+                add_sc(&ring->header->producers_seen, 1);
+            else if (ring->flags & FLAG_END_PRODUCERS)
+                ring_wake_consumers(
+                    ring); /* who went to sleep on ATTACHING, which might have been a producer */
             return RING_OK;
         }
         ring_reap(ring); /* full: the dead may be in the way */
@@ -96,6 +99,10 @@ bool ring_has_registered_producer(struct ring *ring)
  * member_attach. */
 bool ring_ends_with_producers(struct ring *ring)
 {
-    return (ring->flags & FLAG_END_PRODUCERS) && load_sc(&ring->header->producers_seen) != 0 &&
-           !ring_has_registered_producer(ring);
+    if (!(ring->flags & FLAG_END_PRODUCERS))
+        return false;
+    uint64_t seen = load_sc(&ring->header->producers_seen);
+    /* The scan is no snapshot: one may attach in a slot that was passed, and another leave before its own is
+     * read. Then somebody was registered throughout, and `seen` has grown. */
+    return seen != 0 && !ring_has_registered_producer(ring) && load_sc(&ring->header->producers_seen) == seen;
 }

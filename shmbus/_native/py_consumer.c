@@ -20,10 +20,12 @@
 #define CODEC_MSGPACK 1u
 
 typedef struct {
-    PyObject_HEAD RingObject *ring; /* strong */
+    PyObject_HEAD
+    RingObject *ring; /* strong */
     struct consumer consumer;
-    PyObject *decode; /* strong: frame -> object */
-    PyObject *tend;   /* strong or NULL */
+    PyObject *decode;                              /* strong: frame -> object */
+    PyObject *tend;                                /* strong or NULL */
+    PyObject *late_type, *late_value, *late_trace; /* strong or NULL: an exception for the next receive */
     uint64_t next_tend_ns;
     uint32_t *held; /* leases that the next receive releases (ack="done") */
     uint32_t held_count;
@@ -37,7 +39,8 @@ typedef struct {
 } ConsumerObject;
 
 typedef struct {
-    PyObject_HEAD ConsumerObject *owner; /* strong */
+    PyObject_HEAD
+    ConsumerObject *owner; /* strong */
     struct record record;
     Py_ssize_t exports;
     uint32_t forks;
@@ -126,14 +129,16 @@ static PyObject *consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
         return PyErr_NoMemory();
     }
     enum ring_result result;
+    ring->endpoints++; /* already now: the ring must not be released while we attach without the lock */
     do {
-        Py_BEGIN_ALLOW_THREADS result =
-            consumer_attach(&self->consumer, &ring->ring, group, (size_t)group_bytes, lossy != 0);
+        Py_BEGIN_ALLOW_THREADS
+        result = consumer_attach(&self->consumer, &ring->ring, group, (size_t)group_bytes, lossy != 0);
         Py_END_ALLOW_THREADS
     } while (result == RING_WOULD_BLOCK && PyErr_CheckSignals() == 0);
     if (seen && result == RING_OK)
         lossy_begin(&self->consumer, seen);
     if (result != RING_OK) {
+        ring->endpoints--;
         free(seen);
         if (!PyErr_Occurred())
             core_raise(ring, result, 0);
@@ -142,7 +147,6 @@ static PyObject *consumer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     }
     self->consumer.spinner.limit_ns = self->consumer.spinner.budget_ns = spin_ns;
     self->attached = true;
-    ring->endpoints++;
     return (PyObject *)self;
 }
 
@@ -159,6 +163,9 @@ static void consumer_dealloc(ConsumerObject *self)
     Py_XDECREF((PyObject *)self->ring);
     Py_XDECREF(self->decode);
     Py_XDECREF(self->tend);
+    Py_XDECREF(self->late_type);
+    Py_XDECREF(self->late_value);
+    Py_XDECREF(self->late_trace);
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(self);
     Py_DECREF(type);
@@ -170,12 +177,18 @@ static int consumer_traverse(ConsumerObject *self, visitproc visit, void *arg)
     Py_VISIT((PyObject *)self->ring);
     Py_VISIT(self->decode);
     Py_VISIT(self->tend);
+    Py_VISIT(self->late_type);
+    Py_VISIT(self->late_value);
+    Py_VISIT(self->late_trace);
     return 0;
 }
 
 static int consumer_clear(ConsumerObject *self)
 {
     Py_CLEAR(self->tend);
+    Py_CLEAR(self->late_type);
+    Py_CLEAR(self->late_value);
+    Py_CLEAR(self->late_trace);
     return 0;
 }
 
@@ -188,8 +201,10 @@ static void copy_out(ConsumerObject *self, char *to, const unsigned char *from, 
         return;
     }
     self->inside++;
-    Py_BEGIN_ALLOW_THREADS copy_shared(to, from, bytes);
-    Py_END_ALLOW_THREADS self->inside--;
+    Py_BEGIN_ALLOW_THREADS
+    copy_shared(to, from, bytes);
+    Py_END_ALLOW_THREADS
+    self->inside--;
 }
 
 /* If the payload is one whole msgpack bin: how long its header is, else 0. The bytes may change while we
@@ -267,6 +282,27 @@ static void release_held(ConsumerObject *self)
         consumer_release(&self->consumer, self->held[--self->held_count]);
 }
 
+/* Copies a record, then takes it. RING_OK: *object is new, or NULL with an exception set. */
+static enum ring_result take_copied(ConsumerObject *self, const struct record *record, enum want want,
+                                    PyObject **object)
+{
+    struct consumer *consumer = &self->consumer;
+    bool whole = true;
+    PyObject *copy = copy_record(self, record, want, &whole); /* new */
+    *object = NULL;
+    if (!copy)
+        return RING_OK;
+    enum ring_result result =
+        consumer->lossy ? lossy_take(consumer, record) : consumer_take_copied(consumer, record);
+    if (result != RING_OK) {
+        Py_DECREF(copy);
+        return result;
+    }
+    self->deliveries = 0;
+    *object = decoded(self, copy, record->codec, want, whole); /* steals */
+    return RING_OK;
+}
+
 /* One try, without waiting. RING_OK: *object is new, or NULL with an exception set. */
 static enum ring_result try_once(ConsumerObject *self, enum want want, PyObject **object)
 {
@@ -285,22 +321,12 @@ static enum ring_result try_once(ConsumerObject *self, enum want want, PyObject 
         return result;
     if (record.lease == NO_LEASE &&
         (consumer->lossy || (!self->ack_done && want != WANT_LEASE && record.length <= COPY_FIRST_BYTES))) {
-        copy = copy_record(self, &record, want, &whole);
-        if (!copy) {
-            *object = NULL;
-            return RING_OK;
-        }
-        result = consumer->lossy ? lossy_take(consumer, &record) : consumer_take_copied(consumer, &record);
-        if (result != RING_OK) {
-            Py_DECREF(copy);
-            return result;
-        }
-        self->deliveries = 0;
-        *object = decoded(self, copy, record.codec, want, whole);
-        return RING_OK;
+        return take_copied(self, &record, want, object);
     }
     if (record.lease == NO_LEASE) {
         result = consumer_take_leased(consumer, &record);
+        if (result == RING_NO_SLOT && !self->ack_done && want != WANT_LEASE)
+            return take_copied(self, &record, want, object); /* all leases are somebody's: do without */
         if (result != RING_OK)
             return result;
     }
@@ -344,9 +370,15 @@ static bool rearm(ConsumerObject *self)
 static PyObject *receive(ConsumerObject *self, enum want want, int64_t deadline, bool end_quietly, bool first)
 {
     PyObject *object = NULL;
-    bool woken = false;
+    bool woken = false, rearmed = false;
+    int races = 0;
     if (!usable(self))
         return NULL;
+    if (self->late_type) { /* found by a recv_many() that had messages to return */
+        PyErr_Restore(self->late_type, self->late_value, self->late_trace); /* steals all three */
+        self->late_type = self->late_value = self->late_trace = NULL;
+        return NULL;
+    }
     if (first)
         release_held(self);
     for (;;) {
@@ -357,9 +389,10 @@ static PyObject *receive(ConsumerObject *self, enum want want, int64_t deadline,
         if (!usable(self))
             return NULL;
         if (result == RING_RETRY) {
-            if (PyErr_CheckSignals() < 0)
+            if (PyErr_CheckSignals() < 0 || !usable(self))
                 return NULL;
-            if (deadline != NO_WAIT && core_left_ns(deadline) != 0)
+            /* somebody else was faster, or the reader was overtaken: there may be more all the same */
+            if (++races < RACES_AT_MOST || (deadline != NO_WAIT && core_left_ns(deadline) != 0))
                 continue;
             result = RING_WOULD_BLOCK;
         }
@@ -375,15 +408,21 @@ static PyObject *receive(ConsumerObject *self, enum want want, int64_t deadline,
         }
         if (core_tend(self->tend, &self->next_tend_ns) < 0)
             break;
+        if (!usable(self)) /* tend() may have closed this end, and so may another thread meanwhile */
+            return NULL;
         int64_t left = core_left_ns(deadline);
+        if (left == 0 && !rearmed && (rearmed = rearm(self)))
+            continue;
         if (left == 0) {
             core_error((PyObject *)self, "TimedOut", "%s: nothing was received within the timeout",
                        self->ring->label);
             break;
         }
         self->inside++;
-        Py_BEGIN_ALLOW_THREADS consumer_wait(&self->consumer, left);
-        Py_END_ALLOW_THREADS leave(self);
+        Py_BEGIN_ALLOW_THREADS
+        consumer_wait(&self->consumer, left);
+        Py_END_ALLOW_THREADS
+        leave(self);
         woken = true;
         if (PyErr_CheckSignals() < 0)
             break;
@@ -460,12 +499,19 @@ static PyObject *consumer_recv_many(ConsumerObject *self, PyObject *const *args,
             break;
         }
         enum ring_result result = RING_WOULD_BLOCK;
-        if (PyList_Size(list) < most && self->held_count < self->ring->ring.g.leases / 2)
+        bool more = self->attached && !self->closing && PyList_Size(list) < most &&
+                    self->held_count < self->ring->ring.g.leases / 2;
+        for (int races = 0; more && races < RACES_AT_MOST; races++) {
             result = try_once(self, WANT_OBJECT, &object);
+            if (result != RING_RETRY)
+                break;
+        }
         if (result != RING_OK)
             break; /* what is wrong, if anything, will be found by the next call */
-        if (!object)
-            Py_CLEAR(list);
+        if (!object) {
+            PyErr_Fetch(&self->late_type, &self->late_value, &self->late_trace); /* new */
+            break;
+        }
     }
     detach_if_closed(self);
     return list;

@@ -9,7 +9,8 @@
 #include "py_ring.h"
 
 typedef struct {
-    PyObject_HEAD RingObject *ring; /* strong */
+    PyObject_HEAD
+    RingObject *ring; /* strong */
     struct producer producer;
     PyObject *encode; /* strong: object -> bytes, or a list of buffers that make the frame */
     PyObject *tend;   /* strong or NULL */
@@ -18,8 +19,21 @@ typedef struct {
     uint32_t codec;
     uint32_t inside;
     uint32_t forks;
+    struct loan *loans; /* the open ones */
     bool attached, closing, packs_bytes;
 } ProducerObject;
+
+typedef struct loan {
+    PyObject_HEAD
+    ProducerObject *owner; /* strong */
+    struct claim claim;
+    uint64_t bytes;
+    Py_ssize_t exports;
+    unsigned long thread; /* who took it */
+    struct loan *next;    /* of the owner's open loans; borrowed */
+    uint32_t forks;
+    bool open;
+} LoanObject;
 
 #define CODEC_RAW 0u
 #define CODEC_MSGPACK 1u
@@ -78,16 +92,17 @@ static PyObject *producer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     self->packs_bytes = codec == CODEC_MSGPACK;
     self->forks = os_fork_count();
     enum ring_result result;
-    Py_BEGIN_ALLOW_THREADS result = producer_attach(&self->producer, &ring->ring);
-    Py_END_ALLOW_THREADS if (result != RING_OK)
-    {
+    ring->endpoints++; /* already now: the ring must not be released while we attach without the lock */
+    Py_BEGIN_ALLOW_THREADS
+    result = producer_attach(&self->producer, &ring->ring);
+    Py_END_ALLOW_THREADS
+    if (result != RING_OK) {
         core_raise(ring, result, 0);
         Py_DECREF(self);
         return NULL;
     }
     self->producer.spinner.limit_ns = self->producer.spinner.budget_ns = spin_ns;
     self->attached = true;
-    ring->endpoints++;
     return (PyObject *)self;
 }
 
@@ -120,19 +135,30 @@ static int producer_clear(ProducerObject *self)
     return 0;
 }
 
-/* Whether waiting for space is waiting for a loan of this producer. */
+/* Whether the record at `position` is a loan that this very thread holds. Another thread's loan may be
+ * committed while we wait. */
+static bool is_own_loan(ProducerObject *self, uint64_t position)
+{
+    unsigned long thread = PyThread_get_thread_ident();
+    for (const LoanObject *loan = self->loans; loan; loan = loan->next)
+        if (loan->claim.position == position && loan->thread == thread)
+            return true;
+    return false;
+}
+
+/* Whether waiting for space is waiting for a loan of this thread: one stands at a group's cursor, or, without
+ * groups, at the floor. */
 static bool blocked_by_own_loan(ProducerObject *self)
 {
     struct ring *ring = &self->ring->ring;
-    if (self->producer.open_loans == 0)
+    if (!self->loans)
         return false;
     uint64_t high = load_sc(&ring->header->groups_high);
-    int64_t mine = self->producer.member.index;
     for (uint32_t i = 0; i < ring->g.groups && i < high; i++)
         if (group_holds_back(group_state_of(load_sc(&ring->groups[i].owner))) &&
-            ring_head_blocker(ring, load_sc(&ring->groups[i].cursor)) == mine)
+            is_own_loan(self, load_sc(&ring->groups[i].cursor)))
             return true;
-    return ring_head_blocker(ring, load_sc(&ring->header->floor)) == mine;
+    return is_own_loan(self, load_sc(&ring->header->floor));
 }
 
 /* Claims room, waiting until the deadline. 1 claimed, 0 would block (only with NO_WAIT), -1 with an
@@ -164,7 +190,7 @@ static int claim_room(ProducerObject *self, uint64_t bytes, int64_t deadline, st
             core_raise(self->ring, RING_OWN_LOAN, 0);
             return -1;
         }
-        if (core_tend(self->tend, &self->next_tend_ns) < 0)
+        if (core_tend(self->tend, &self->next_tend_ns) < 0 || !usable(self)) /* it may have closed this end */
             return -1;
         int64_t left = core_left_ns(deadline);
         if (left == 0) {
@@ -175,8 +201,10 @@ static int claim_room(ProducerObject *self, uint64_t bytes, int64_t deadline, st
             return -1;
         }
         self->inside++;
-        Py_BEGIN_ALLOW_THREADS producer_wait(&self->producer, bytes, left);
-        Py_END_ALLOW_THREADS leave(self);
+        Py_BEGIN_ALLOW_THREADS
+        producer_wait(&self->producer, bytes, left);
+        Py_END_ALLOW_THREADS
+        leave(self);
         if (PyErr_CheckSignals() < 0)
             return -1;
     }
@@ -189,8 +217,10 @@ static void copy_payload(ProducerObject *self, unsigned char *to, const void *fr
         return;
     }
     self->inside++;
-    Py_BEGIN_ALLOW_THREADS copy_shared(to, from, bytes);
-    Py_END_ALLOW_THREADS self->inside--;
+    Py_BEGIN_ALLOW_THREADS
+    copy_shared(to, from, bytes);
+    Py_END_ALLOW_THREADS
+    self->inside--;
 }
 
 /* The header of a msgpack bin of that many bytes; returns its length. */
@@ -356,7 +386,12 @@ static PyObject *producer_send_many(ProducerObject *self, PyObject *const *args,
         Py_DECREF(object);
         if (sent < 0)
             break;
-        count++;
+        if (++count % 1024 == 0) { /* a long run that never waits: let signals and other threads in */
+            if (PyErr_CheckSignals() < 0)
+                break;
+            Py_BEGIN_ALLOW_THREADS
+            Py_END_ALLOW_THREADS
+        }
     }
     Py_DECREF(iterator);
     return PyErr_Occurred() ? NULL : PyLong_FromSsize_t(count);
@@ -375,7 +410,7 @@ static PyObject *producer_close(ProducerObject *self, PyObject *Py_UNUSED(none))
     Py_RETURN_NONE;
 }
 
-/* (slot, messages, bytes, sleeps, spins that paid, position of the tail) */
+/* (slot, messages, bytes, sleeps, spins that paid) */
 static PyObject *producer_stats(ProducerObject *self, PyObject *Py_UNUSED(none))
 {
     if (!usable(self))
@@ -393,15 +428,6 @@ static PyObject *producer_closed(ProducerObject *self, void *Py_UNUSED(closure))
 }
 
 /* ---- loans */
-
-typedef struct {
-    PyObject_HEAD ProducerObject *owner; /* strong */
-    struct claim claim;
-    uint64_t bytes;
-    Py_ssize_t exports;
-    uint32_t forks;
-    bool open;
-} LoanObject;
 
 static PyObject *producer_loan(ProducerObject *self, PyObject *const *args, Py_ssize_t nargs,
                                PyObject *kwnames)
@@ -431,6 +457,9 @@ static PyObject *producer_loan(ProducerObject *self, PyObject *const *args, Py_s
     loan->bytes = bytes;
     loan->forks = self->forks;
     loan->open = true;
+    loan->thread = PyThread_get_thread_ident();
+    loan->next = self->loans;
+    self->loans = loan;
     self->producer.open_loans++;
     return (PyObject *)loan;
 }
@@ -443,6 +472,12 @@ static void end_loan(LoanObject *self, bool commit, uint64_t length)
     if (self->forks != os_fork_count())
         return; /* inherited: the parent's to end */
     owner->producer.open_loans--;
+    for (LoanObject **link = &owner->loans; *link; link = &(*link)->next) {
+        if (*link == self) {
+            *link = self->next;
+            break;
+        }
+    }
     if (commit)
         finish(owner, &self->claim, length, CODEC_RAW);
     else {

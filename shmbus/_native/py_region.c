@@ -29,7 +29,8 @@
 #include <unistd.h>
 
 typedef struct {
-    PyObject_HEAD struct region region;
+    PyObject_HEAD
+    struct region region;
     int prot;
     bool shared;
     bool protecting;
@@ -134,9 +135,10 @@ static PyObject *region_map_method(PyObject *type, PyObject *args, PyObject *kwa
     };
     struct region mapped;
     int error;
-    Py_BEGIN_ALLOW_THREADS error = region_map(&mapped, &request);
-    Py_END_ALLOW_THREADS if (error != 0)
-    {
+    Py_BEGIN_ALLOW_THREADS
+    error = region_map(&mapped, &request);
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
         Py_DECREF(self);
         (void)raise_errno(error);
         return NULL;
@@ -154,7 +156,8 @@ static void region_dealloc(RegionObject *self)
     if (self->region.base != NULL) {
         struct region mapped = self->region;
         self->region.base = NULL;
-        Py_BEGIN_ALLOW_THREADS(void) region_unmap(&mapped);
+        Py_BEGIN_ALLOW_THREADS(void)
+        region_unmap(&mapped);
         Py_END_ALLOW_THREADS
     }
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
@@ -177,9 +180,10 @@ static PyObject *region_close(RegionObject *self, PyObject *unused)
     struct region mapped = self->region;
     self->region.base = NULL;
     int error;
-    Py_BEGIN_ALLOW_THREADS error = region_unmap(&mapped);
-    Py_END_ALLOW_THREADS if (error != 0)
-    {
+    Py_BEGIN_ALLOW_THREADS
+    error = region_unmap(&mapped);
+    Py_END_ALLOW_THREADS
+    if (error != 0) {
         (void)raise_errno(error);
         return NULL;
     }
@@ -227,8 +231,10 @@ static Py_ssize_t region_len(RegionObject *self)
     do {                                                                                                     \
         forget_other_process(self);                                                                          \
         (self)->calls++;                                                                                     \
-        Py_BEGIN_ALLOW_THREADS(error) = (call);                                                              \
-        Py_END_ALLOW_THREADS(self)->calls--;                                                                 \
+        Py_BEGIN_ALLOW_THREADS(error)                                                                        \
+        = (call);                                                                                            \
+        Py_END_ALLOW_THREADS(self)                                                                           \
+        ->calls--;                                                                                           \
     } while (0)
 
 static PyObject *none_or_errno(int error)

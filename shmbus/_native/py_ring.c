@@ -47,7 +47,7 @@ PyObject *core_raise(RingObject *self, enum ring_result result, uint64_t size_by
     case RING_DROPPED:
         return core_error(object, "Closed", "this group was dropped from %s", label);
     case RING_CORRUPT:
-        ring_poison(ring, 1);
+        ring_poison(ring, POISON_CONTRADICTION);
         return core_error(
             object, "Corrupt",
             "%s: %s (position %llu); some process wrote where it had no business; make a new channel", label,
@@ -371,14 +371,23 @@ static PyObject *ring_reap_all(RingObject *self, PyObject *Py_UNUSED(none))
     if (!usable(self))
         return NULL;
     uint32_t count;
-    Py_BEGIN_ALLOW_THREADS count = ring_reap(&self->ring);
-    Py_END_ALLOW_THREADS return PyLong_FromUnsignedLong(count);
+    self->endpoints++; /* not to be released meanwhile */
+    Py_BEGIN_ALLOW_THREADS
+    count = ring_reap(&self->ring);
+    Py_END_ALLOW_THREADS
+    self->endpoints--;
+    return PyLong_FromUnsignedLong(count);
 }
 
 static PyObject *ring_register(RingObject *self, PyObject *Py_UNUSED(none))
 {
     if (!usable(self))
         return NULL;
+    if (self->forks != os_fork_count()) { /* the inherited tickets are the parent's */
+        self->endpoints -= self->ticket_count;
+        self->ticket_count = 0;
+        self->forks = os_fork_count();
+    }
     struct member *grown = realloc(self->tickets, (self->ticket_count + 1) * sizeof *grown);
     if (!grown)
         return PyErr_NoMemory();

@@ -10,7 +10,8 @@
 #define LABEL_BYTES 200
 
 typedef struct {
-    PyObject_HEAD struct ring ring;
+    PyObject_HEAD
+    struct ring ring;
     Py_buffer control, data; /* pin the two regions while the ring is open */
     bool open;
     /* attached producers, consumers and tickets: the ring cannot be released under them */

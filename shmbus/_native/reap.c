@@ -77,8 +77,12 @@ static void settle_leases(struct ring *ring, uint64_t who)
                 after = drop ? OWNER_FREE : owner_pack(OWNER_ORPHAN, 0, g, owner_deliveries(owner));
             }
         }
-        if (cas_sc(&lease->owner, owner, after) && drop)
+        if (!cas_sc(&lease->owner, owner, after))
+            continue;
+        if (drop)
             count_up(&ring->groups[g].dropped, 1);
+        if (owner_state_of(after) == OWNER_ORPHAN)
+            free_orphan_of_no_group(ring, i); /* the group may have been dropped since we looked */
     }
 }
 
@@ -114,7 +118,7 @@ enum ring_result ring_reap_slot(struct ring *ring, uint32_t index)
         return RING_OK;
     bool live = slot_state(dead) >= SLOT_LIVE; /* or LEAVING: the rest of the table entry is written */
     uint64_t start = live ? load_acquire(&slot->start) : slot_start_low(dead);
-    if (ring->foreign || !os_is_dead(ring, slot_pid(dead), start, live))
+    if (ring_is_foreign(ring) || !os_is_dead(ring, slot_pid(dead), start, live))
         return RING_NOT_DEAD;
     /* after the proof: before, it could still have been about to join a group */
     uint64_t info = load_acquire(&slot->info);

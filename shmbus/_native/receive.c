@@ -118,6 +118,16 @@ static void free_lease(struct consumer *consumer, uint32_t index)
         cas_sc(&lease->owner, owner, OWNER_FREE);
 }
 
+/* A lease that is given back may be what other members waited for before they end. */
+static void wake_for_end(struct consumer *consumer)
+{
+    struct ring *ring = consumer->member.ring;
+    if (!(load32_sc(&consumer->group->event) & (EVENT_SLEEPING | EVENT_ARMED)))
+        return;
+    if (ring_status(ring) != RING_OK || ring_ends_with_producers(ring))
+        event_wake(&consumer->group->event, true, ring->event_fd);
+}
+
 /* L6. The bytes may be overwritten from here on. */
 void consumer_release(struct consumer *consumer, uint32_t index)
 {
@@ -125,6 +135,7 @@ void consumer_release(struct consumer *consumer, uint32_t index)
     struct lease *lease = &ring->leases[index];
     store_sc(&lease->start, LEASE_CLEAR);
     wake_space(ring, UINT64_MAX);
+    wake_for_end(consumer);
     if (consumer->spare_lease == NO_LEASE && owner_deliveries(load_sc(&lease->owner)) == 0)
         consumer->spare_lease = index;
     else
@@ -262,6 +273,7 @@ void consumer_park(struct consumer *consumer, struct record *record)
     store_sc(&lease->start, record->position | LEASE_PARKED);
     record->payload = parking_of(ring, record->lease);
     record->parked = true;
+    consumer->parked_any = true;
     wake_space(ring, UINT64_MAX);
 }
 
@@ -289,7 +301,7 @@ static bool adopted_record(struct ring *ring, uint32_t index, struct record *rec
         room = ring->g.parking_bytes;
     } else if ((start & 3) == LEASE_HOLDING) {
         shared_u64 *head = (shared_u64 *)(void *)data_at(ring, record->position);
-        first = load_acquire(head);
+        first = load_acquire(head); /* pairs with the commit: layout.h */
         record->origin = load_relaxed(head + 1);
         record->payload = data_at(ring, record->position) + RECORD_HEADER_BYTES;
         record->parked = false;
@@ -412,6 +424,7 @@ void consumer_give_back(struct consumer *consumer, uint32_t index)
         return;
     }
     cas_sc(&lease->owner, owner, owner_pack(OWNER_ORPHAN, 0, consumer->group_index, owner_deliveries(owner)));
+    free_orphan_of_no_group(consumer->member.ring, index);
     add_sc(&consumer->group->orphans, 1);
     event_wake(&consumer->group->event, true, consumer->member.ring->event_fd);
 }
@@ -429,9 +442,11 @@ void consumer_detach(struct consumer *consumer, bool redeliver)
         if (owner_state_of(owner) != OWNER_OWNED || who_of(owner) != consumer->member.who)
             continue;
         uint64_t held = load_sc(&lease->start) & 3;
-        if (redeliver && held >= LEASE_HOLDING) {
+        if (redeliver && held >= LEASE_HOLDING && !consumer->private_group) {
             consumer_give_back(consumer, i);
         } else {
+            if (consumer->parked_any)
+                os_unreserve(ring, ring->g.parking_at + i * ring->g.parking_bytes, ring->g.parking_bytes);
             consumer->spare_lease = i; /* not to be kept as the spare */
             consumer_release(consumer, i);
         }

@@ -161,9 +161,14 @@ const char *ring_open(struct ring *ring, void *control, uint64_t control_bytes, 
     ring->max_deliveries = ring->header->max_deliveries;
     ring->control_fd = -1;
     ring->event_fd = -1;
-    ring->foreign = ring->header->pid_namespace != os_pid_namespace() ||
-                    ring->header->time_namespace != os_time_namespace();
     return NULL;
+}
+
+/* Made in another pid or time namespace than this process is in; asked each time, since a fork may change it. */
+bool ring_is_foreign(const struct ring *ring)
+{
+    return ring->header->pid_namespace != os_pid_namespace() ||
+           ring->header->time_namespace != os_time_namespace();
 }
 
 enum ring_result ring_corrupt(struct ring *ring, const char *why, uint64_t position)

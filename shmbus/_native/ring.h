@@ -53,7 +53,6 @@ struct ring {
     int control_fd; /* for reserving parking; -1 for anonymous memory */
     int event_fd;   /* written when a sleeper waits by descriptor; -1 if there is none */
     uint64_t control_inode;
-    bool foreign;    /* made in another pid or time namespace */
     const char *why; /* the last contradiction or refusal, in words */
     uint64_t why_position;
 };
@@ -115,6 +114,7 @@ struct consumer {
     uint32_t spare_lease; /* owned, clear, ready for the next record; NO_LEASE if none */
     uint32_t held_leases;
     /* group->orphans when the lease table was last found to hold no orphan of the group */
+    bool parked_any; /* a block of parking may have to be given back */
     uint64_t orphans_seen;
     shared_u32 closing; /* set by a thread that closes this end while another waits; private */
     bool private_group;
@@ -144,8 +144,12 @@ void ring_format(void *control, const struct geometry *g, const struct ring_sett
 const char *ring_check_header(const struct header *header, uint64_t file_bytes, struct geometry *g);
 const char *ring_open(struct ring *ring, void *control, uint64_t control_bytes, void *data,
                       uint64_t data_bytes);
+bool ring_is_foreign(const struct ring *ring);
 enum ring_result ring_status(struct ring *ring);
 void ring_close(struct ring *ring);
+/* Reasons: 1 a contradiction that a call met (it says which), 2 a cursor beyond the tail; others are the user's. */
+#define POISON_CONTRADICTION 1u
+#define POISON_CURSOR_BEYOND_TAIL 2u
 void ring_poison(struct ring *ring, uint64_t reason);
 void ring_wake_everybody(struct ring *ring);
 void ring_wake_consumers(struct ring *ring);
@@ -185,6 +189,7 @@ enum ring_result ring_help_tail(struct ring *ring, uint64_t *tail, uint64_t *wor
 enum ring_result group_join(struct consumer *consumer, const char *name, size_t name_bytes, bool lossy);
 void group_leave(struct consumer *consumer);
 enum ring_result group_drop(struct ring *ring, const char *name, size_t name_bytes);
+void free_orphan_of_no_group(struct ring *ring, uint32_t index);
 uint32_t group_find(struct ring *ring, const char *name, size_t name_bytes);
 
 /* receive.c */
@@ -203,7 +208,7 @@ bool consumer_looks_ready(struct consumer *consumer);
 void consumer_pass_wake_on(struct consumer *consumer);
 static inline bool consumer_sees_orphans(struct consumer *consumer)
 {
-    return load_acquire(&consumer->group->orphans) != consumer->orphans_seen;
+    return load_sc(&consumer->group->orphans) != consumer->orphans_seen;
 }
 
 /* lossy.c */

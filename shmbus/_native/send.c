@@ -25,8 +25,9 @@
  * Cursors before leases: a consumer writes its lease before it moves the cursor, so whoever misses the lease
  * still sees the old cursor.
  * The version: a group that joined during the scan could have been missed while another's cursor was read
- * late. A joiner reads the tail for its cursor after it has raised the version, so a scan that ended before
- * has a result at or below that tail.
+ * late. A joiner finds its cursor, the first record that is not settled, after it has raised the version, so a
+ * scan that ended before has a result at or below it.
+ * No cursor stands beyond a claim that is not settled (group.c), so no floor does.
  * Without any group that holds back, the scan steps over settled records from the floor on.
  */
 #include "ring.h"
@@ -186,6 +187,19 @@ enum ring_result producer_claim(struct producer *producer, uint64_t payload_byte
     return RING_RETRY;
 }
 
+/* Without a group that holds back, producers wait for each other's claims to be settled: there is nobody else
+ * who could wake them. */
+static void wake_producers_without_groups(struct ring *ring)
+{
+    if (!(load32_sc(&ring->header->space_event) & (EVENT_SLEEPING | EVENT_ARMED)))
+        return;
+    uint64_t high = load_sc(&ring->header->groups_high);
+    for (uint32_t i = 0; i < ring->g.groups && i < high; i++)
+        if (group_holds_back(group_state_of(load_sc(&ring->groups[i].owner))))
+            return;
+    event_wake(&ring->header->space_event, true, -1);
+}
+
 /* The payload is written: makes the record visible. Sequentially consistent: it pairs with a consumer's
  * look between event_prepare and sleep, and publishes the
  * record's bytes to whoever loads COMMITTED. */
@@ -204,6 +218,7 @@ void producer_commit(struct producer *producer, const struct claim *claim, uint6
     uint64_t high = load_sc(&ring->header->groups_high);
     for (uint32_t i = 0; i < ring->g.groups && i < high; i++)
         event_wake(&ring->groups[i].event, false, ring->event_fd);
+    wake_producers_without_groups(ring);
 }
 
 /* The living owner gives up; readers step over the record. All wake: this record will not be anybody's. */
@@ -212,6 +227,7 @@ void producer_abort(struct producer *producer, const struct claim *claim)
     struct ring *ring = producer->member.ring;
     store_sc(claim_at(ring, claim->position), claim_with_state(claim->word, CLAIM_ABORTED));
     ring_wake_consumers(ring);
+    wake_producers_without_groups(ring);
 }
 
 /* For waits: whether a claim would be tried, and not refused for want of space. */

@@ -164,6 +164,11 @@ int64_t ring_head_blocker(struct ring *ring, uint64_t position)
 void consumer_look_who_blocks(struct consumer *consumer)
 {
     struct ring *ring = consumer->member.ring;
+    shared_u64 *place = &consumer->group->cursor;
+    uint64_t cursor = load_sc(place);
+    uint64_t tail = load_sc(&ring->header->tail); /* after the cursor: a true tail is never behind it */
+    if (!consumer->lossy && cursor > tail && load_sc(place) == cursor && load_sc(&ring->header->tail) == tail)
+        ring_poison(ring, POISON_CURSOR_BEYOND_TAIL);
     int64_t blocker = ring_head_blocker(ring, consumer->lossy ? consumer->lossy_position
                                                               : load_sc(&consumer->group->cursor));
     if (blocker >= 0)
