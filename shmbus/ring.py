@@ -23,16 +23,13 @@ import msgpack  # type: ignore[import-untyped]
 from shmbus import _core, limits
 from shmbus.errors import Closed, Corrupt, Refused
 from shmbus.region import create_file, create_memfd, create_shm
+from shmbus.ring_stats import ROLES, describe
 from shmbus.settings import Backing, ChannelSettings, Visibility
 from shmbus.space import SPACE_ERRORS, check_memory_room, explain_no_space
 
 _READ, _WRITE = 1, 2
 
 _FLAG_END_PRODUCERS, _FLAG_ONE_PRODUCER, _FLAG_DROP_ORPHANS, _FLAG_HOLD = 1, 2, 4, 8
-_ROLES: Final = {0: "attaching", 1: "producer", 2: "consumer", 3: "ticket", 4: "observer"}
-_GROUP_STATES: Final = {1: "held", 2: "joining", 3: "named", 4: "private", 5: "lossy", 6: "dropped"}
-_LEASE_STATES: Final = {1: "taking", 2: "holding", 3: "parked"}
-_STATUSES: Final = {0: "open", 1: "closed", 2: "poisoned"}
 _IDENTITY_BYTES: Final = 16
 _HEADER_BYTES: Final = 4096
 _SETTINGS_BYTES: Final = 2048
@@ -270,7 +267,7 @@ class RingMemory:
         """Who is attached."""
         names = {row[0]: row[2] for row in self._ring.groups() if row[1] == 3}
         return [
-            Participant(slot, pid, start, _ROLES.get(role, "?"), names.get(group), messages, size, sleeps)
+            Participant(slot, pid, start, ROLES.get(role, "?"), names.get(group), messages, size, sleeps)
             for slot, pid, start, role, group, messages, size, sleeps, _ in self._ring.participants()
         ]
 
@@ -282,70 +279,7 @@ class RingMemory:
             slowest; ``blockers`` names the pids that others wait for: producers that have claimed the
             record at a group's cursor and not committed it, and consumers whose lease is the oldest.
         """
-        ring = self._ring
-        tail, floor, status, reaped, aborted, _ = ring.counters()
-        people = ring.participants()
-        pid_of = {row[0]: row[1] for row in people}
-        groups = []
-        oldest = tail
-        blockers: set[int] = set()
-        for index, state, name, cursor, redelivered, dropped, blocker in ring.groups():
-            if state in (1, 2, 3, 4):
-                oldest = min(oldest, cursor)
-            if blocker >= 0 and state != 5:
-                blockers.add(pid_of.get(blocker, 0))
-            groups.append(
-                {
-                    "name": name or None,
-                    "kind": _GROUP_STATES.get(state, "?"),
-                    "backlog_bytes": max(0, tail - cursor) if state != 5 else None,
-                    "redelivered": redelivered,
-                    "dropped": dropped,
-                    "members": sum(1 for row in people if row[4] == index),
-                }
-            )
-        leases = []
-        for _, owner_state, slot, group, deliveries, state, start, end in ring.leases():
-            held_back = state in (1, 2) and start < oldest
-            owner = pid_of.get(slot) if owner_state == 2 else None
-            if held_back and owner:
-                blockers.add(owner)
-            leases.append(
-                {
-                    "pid": owner,
-                    "group": group,
-                    "state": _LEASE_STATES.get(state, "?") if owner_state == 2 else "orphan",
-                    "bytes": end - start,
-                    "deliveries": deliveries,
-                }
-            )
-            if state in (1, 2):
-                oldest = min(oldest, start)
-        return {
-            "name": self.label,
-            "status": _STATUSES.get(status, "?"),
-            "capacity_bytes": self.settings.capacity_bytes,
-            "used_bytes": max(0, tail - oldest),
-            "sent_bytes": tail,
-            "floor_bytes": floor,
-            "groups": groups,
-            "leases": leases,
-            "blockers": sorted(blockers - {0}),
-            "reaped": reaped,
-            "aborted": aborted,
-            "participants": [
-                {
-                    "pid": row[1],
-                    "role": _ROLES.get(row[3], "?"),
-                    "group": row[4] if row[4] >= 0 else None,
-                    "messages": row[5],
-                    "bytes": row[6],
-                    "sleeps": row[7],
-                    "spins": row[8],
-                }
-                for row in people
-            ],
-        }
+        return describe(self._ring, self.label, self.settings.capacity_bytes)
 
     def close(self) -> None:
         """Unmap the regions and close the descriptors. Repeating it is harmless.
