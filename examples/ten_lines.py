@@ -5,7 +5,7 @@ import shmbus
 
 def consume(rx):  # runs in its own process
     for message in rx:  # ends when every producer has closed
-        print(message["id"], "is", "even" if message["id"] % 2 == 0 else "odd")
+        print(f"{message['id']} squared is {message['id'] ** 2}")
 
 
 if __name__ == "__main__":

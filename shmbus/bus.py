@@ -236,6 +236,8 @@ class Bus:
 
         Ends of channels among the arguments (also inside lists, tuples, sets, dictionaries and partials)
         attach in the worker. Producers are registered at once: the channel cannot end before they attach.
+        It can end between two calls, if the producers of the first have finished by the second: start them
+        with one call, or keep a producer of your own open until all are started.
 
         Args:
             target: a function; under spawn and forkserver at the top level of a module.

@@ -233,6 +233,14 @@ def test_an_error_in_the_block_ends_the_workers_and_gets_their_failures_as_notes
         assert [("before" in note) for note in caught.value.__notes__] == [True]
 
 
+def test_a_supervisor_works_in_any_thread(start: dict[str, Any]) -> None:
+    caught: list[WorkerFailed] = []
+    thread = threading.Thread(target=lambda: caught.append(the_failure(fail, ValueError, "there", **start)))
+    thread.start()
+    thread.join()
+    assert "ValueError: there" in str(caught[0])
+
+
 # --- what is refused ---
 
 

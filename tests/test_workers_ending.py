@@ -31,6 +31,7 @@ from worker_help import (
 )
 
 from shmbus.errors import Refused, WorkerFailed
+from shmbus.launch import interrupts_held
 from shmbus.worker_messages import Call
 from shmbus.worker_process import ProcessIdentity
 from shmbus.workers import RestartLimits, Supervisor, Terminated, Worker, WorkerGroup
@@ -301,3 +302,27 @@ def test_a_forked_child_has_no_workers_and_ends_none() -> None:
         assert not source.poll()
         supervisor.terminate()
         assert source.recv() == "cleaned"
+
+
+def test_an_interrupt_that_was_held_is_raised_once_and_alone() -> None:
+    with pytest.raises(KeyboardInterrupt) as caught, interrupts_held() as pressed:  # noqa: PT012
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        assert len(pressed) == 2
+        raise ValueError("an echo")
+    assert caught.value.__suppress_context__
+
+
+def test_the_fork_server_serves_others_as_ever(tmp_path: Path) -> None:
+    text = """
+        import multiprocessing
+        if __name__ == "__main__":
+            with Supervisor() as supervisor:
+                supervisor.spawn(t.say, (Out(), "ours"), **how)
+            process = multiprocessing.get_context("forkserver").Process(target=t.tell_of_sigint)
+            process.start()
+            process.join()
+        """
+    with program(text, tmp_path, "forkserver") as process:
+        out, err = process.communicate()
+        assert (out, err) == ("ours\ndefault_int_handler unblocked\n", "")

@@ -101,6 +101,12 @@ def die(number: int) -> None:
     signal.raise_signal(number)
 
 
+def tell_of_sigint() -> None:
+    blocked = signal.SIGINT in signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    handler: Any = signal.getsignal(signal.SIGINT)
+    print(handler.__name__, "blocked" if blocked else "unblocked")
+
+
 def wait_for_ever(out: Connection) -> None:
     """Says its pid, and "cleaned" on the way out."""
     try:

@@ -63,19 +63,18 @@ def _run(words: list[str]) -> int:
     if "_SHMBUS_COMPLETE" in os.environ:  # a shell asks for completions
         root.main(words, prog_name="shmbus")
     try:
-        with root.make_context("shmbus", words) as context:
-            try:
-                status = root.invoke(context)
-            except (ShmbusError, OSError) as error:
-                if isinstance(error, BrokenPipeError) or context.params.get("traceback"):
-                    raise
-                _say(error)
-                return 1
+        with root.make_context("shmbus", list(words)) as context:
+            status = root.invoke(context)
     except click.exceptions.Exit as end:
         return end.exit_code
     except click.ClickException as error:
         error.show()
         return error.exit_code
+    except (ShmbusError, OSError) as error:
+        if isinstance(error, BrokenPipeError) or words[:1] == ["--traceback"]:
+            raise
+        _say(error)
+        return 1
     return status if isinstance(status, int) else 0
 
 

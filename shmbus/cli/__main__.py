@@ -1,4 +1,4 @@
-"""``python -m shmbus.cli``: the command ``shmbus``, where it is not installed."""
+"""``python -m shmbus.cli``: the command ``shmbus``."""
 
 from shmbus.cli import main
 

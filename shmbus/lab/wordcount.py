@@ -299,17 +299,22 @@ def _count_through_bus(
             )
             producers = []
             numbered = list(enumerate(plan.files))
-            for first in range(plan.producers):
-                share = numbered[first :: plan.producers]
-                producers += bus.spawn(
-                    send_files,
-                    share,
-                    plan.piece_bytes,
-                    files.producer(),
-                    counts.producer(),
-                    start_method=plan.start_method,
-                    name="producer",
-                )
+            with ExitStack() as until_all_are_spawned:
+                # The channel ends when everybody who was registered has gone: so the first producer, should it
+                # be done before the last is spawned, must not be everybody. (Of anonymous memory the bus sees
+                # to that by itself, and this process could not attach.)
+                if plan.backing is not shmbus.Backing.ANONYMOUS:
+                    until_all_are_spawned.enter_context(files.producer())
+                for first in range(plan.producers):
+                    producers += bus.spawn(
+                        send_files,
+                        numbered[first :: plan.producers],
+                        plan.piece_bytes,
+                        files.producer(),
+                        counts.producer(),
+                        start_method=plan.start_method,
+                        name="producer",
+                    )
             for role, workers in (("consumer", consumers), ("producer", producers)):
                 for worker in workers:
                     collector.shares[worker.name] = Share(worker.name, role)
