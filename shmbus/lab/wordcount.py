@@ -300,7 +300,7 @@ def _count_through_bus(
             producers = []
             numbered = list(enumerate(plan.files))
             with ExitStack() as until_all_are_spawned:
-                # The channel ends when everybody who was registered has gone: so the first producer, should it
+                # The channel ends when everybody registered has gone: so the first producer, should it
                 # be done before the last is spawned, must not be everybody. (Of anonymous memory the bus sees
                 # to that by itself, and this process could not attach.)
                 if plan.backing is not shmbus.Backing.ANONYMOUS:
