@@ -328,7 +328,10 @@ class Consumer(_End):
 
     def __iter__(self) -> Iterator[Any]:
         """Messages until the channel ends."""
-        yield from self._attach()  # a generator, so that this end lives, and is known, as long as the loop
+        # A generator, so that this end lives, and is known to its channel, for as long as the loop; and no
+        # `yield from`, which would close the native end with it.
+        for message in self._attach():  # noqa: UP028
+            yield message
 
     def __next__(self) -> Any:
         return next(self._attach())

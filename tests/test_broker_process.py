@@ -6,8 +6,8 @@ import signal
 import socket
 import subprocess
 import sys
-from pathlib import Path
 import textwrap
+from pathlib import Path
 
 import pytest
 from broker_help import Bare, forked, python, status_of

@@ -64,10 +64,11 @@ void event_wake_slow(shared_u32 *event, bool all, int event_fd)
     os_futex_wake(event, INT_MAX);
 }
 
-/* Whoever died may have cleared the bits and not yet woken anybody. */
+/* Whoever died may have cleared the bits and not yet woken anybody, so this does not ask for them; and it leaves
+ * them as they are, so that a reaper without a slot of its own, whom nobody would reap, leaves nothing behind when
+ * it is killed in here. */
 void event_wake_after_death(shared_u32 *event, int event_fd)
 {
-    clear_bits(event, EVENT_SLEEPING | EVENT_ARMED);
     add32_sc(event, EVENT_COUNT);
     os_event_fd_write(event_fd);
     os_futex_wake(event, INT_MAX);

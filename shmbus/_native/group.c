@@ -92,7 +92,7 @@ static enum ring_result make_group(struct consumer *consumer, const char *name, 
         if (load_sc(&ring->groups[i].owner) == GROUP_FREE)
             break;
     if (i == ring->g.groups) {
-        ring->why = "all slots of groups are taken";
+        ring->why = "all 32 slots of groups (MAX_GROUPS) are taken; drop one";
         return RING_NO_SLOT;
     }
     struct group *group = &ring->groups[i];

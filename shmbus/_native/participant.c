@@ -61,7 +61,7 @@ enum ring_result member_attach(struct member *member, struct ring *ring, enum pa
         }
         ring_reap(ring); /* full: the dead may be in the way */
     }
-    ring->why = "all slots of participants are taken";
+    ring->why = "all 256 slots of participants (MAX_PARTICIPANTS) are taken; close ends that are not needed";
     return RING_NO_SLOT;
 }
 

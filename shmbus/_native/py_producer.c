@@ -97,6 +97,7 @@ static PyObject *producer_new(PyTypeObject *type, PyObject *args, PyObject *kwar
     result = producer_attach(&self->producer, &ring->ring);
     Py_END_ALLOW_THREADS
     if (result != RING_OK) {
+        ring->endpoints--;
         core_raise(ring, result, 0);
         Py_DECREF(self);
         return NULL;

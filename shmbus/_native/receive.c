@@ -106,7 +106,7 @@ static uint32_t acquire_lease(struct consumer *consumer)
         }
         ring_reap(ring);
     }
-    ring->why = "all leases are taken";
+    ring->why = "all 128 leases (MAX_LEASES) are taken; release some, or acknowledge with ack=\"receive\"";
     return NO_LEASE;
 }
 

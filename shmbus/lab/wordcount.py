@@ -242,6 +242,8 @@ def run(plan: Plan, on_progress: OnProgress | None = None) -> WordCount:
     Raises:
         WorkerFailed: a worker failed, and not everything was collected.
         NoSpace: the machine has no room for the channels.
+        Refused: more workers than a channel takes; or, with ``backing="anonymous"``, so many files that their
+            names do not fit into the frame that asks the broker for a worker (about 12,000).
         OSError: a file cannot be read, or the machine has no room for another process.
 
     Example:
