@@ -118,6 +118,20 @@ static enum ring_result make_group(struct consumer *consumer, const char *name, 
     return RING_OK;
 }
 
+/* Whether the holder of the join word can be what it should be: a consumer that has no group yet (it gets one
+ * only after it has given the word back). */
+static bool may_be_joining(struct ring *ring, uint64_t holder)
+{
+    uint32_t index = who_slot(holder);
+    if (index >= ring->g.participants)
+        return false;
+    struct participant *slot = &ring->participants[index];
+    uint64_t word = load_sc(&slot->word);
+    uint64_t info = load_acquire(&slot->info); /* pairs with its stores: layout.h */
+    return who_pack(index, slot_generation(word)) == who_of(holder) && slot_state(word) == SLOT_LIVE &&
+           info_role(info) == ROLE_CONSUMER && info_group(info) == 0;
+}
+
 /* `name` NULL: a private group, or (lossy) only an event word. RING_WOULD_BLOCK: somebody else is joining;
  * RING_RETRY cannot happen. */
 enum ring_result group_join(struct consumer *consumer, const char *name, size_t name_bytes, bool lossy)
@@ -151,10 +165,11 @@ enum ring_result group_join(struct consumer *consumer, const char *name, size_t 
         os_futex_wait(&ring->header->join_event, value, os_slice_ns < 0 ? -1 : 20 * 1000 * 1000);
         if (load_sc(joiner) != holder)
             continue;
-        if (ring_reap_slot(ring, who_slot(holder)) != RING_OK)
+        bool alive = ring_reap_slot(ring, who_slot(holder)) != RING_OK;
+        if (alive && may_be_joining(ring, holder))
             return RING_WOULD_BLOCK;
         if (load_sc(joiner) == holder) /* a reaper takes the join word back before it frees the slot */
-            return ring_corrupt(ring, "the join word names a participant that does not exist", holder);
+            return ring_corrupt(ring, "the join word names a participant that is not joining", holder);
     }
     if (result != RING_OK)
         return result;
