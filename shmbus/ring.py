@@ -94,7 +94,7 @@ class RingMemory:
         self.control_fd, self.data_fd, self.event_fd = descriptors
         self._control = control
         self._data = data  # anonymous memory: there is nothing to map again
-        self._rings: dict[bool, tuple[_core.Ring, _core.Region]] = {}
+        self._rings: dict[bool, tuple[_core.Ring, _core.Region, _core.Region]] = {}
         self._closed = False
 
     @classmethod
@@ -134,7 +134,7 @@ class RingMemory:
             else:
                 control_fd = _make(settings, label, "control", total, reserved, undo)
                 data_fd = _make(settings, label, "data", settings.capacity_bytes, None, undo)
-                control = _map(label, control_fd, total, _READ | _WRITE, shared)
+                control = _map(label, control_fd, total, _READ | _WRITE, True)  # formatted for all to see
                 undo.callback(control.close)
             _core.Ring.format(
                 control,
@@ -208,8 +208,12 @@ class RingMemory:
                 data = _map(
                     self.label, self.data_fd, self.settings.capacity_bytes, prot, shared, mirrored=True
                 )
-            ring = _core.Ring(self._control, data, self.control_fd, self.event_fd, f"channel {self.label!r}")
-            known = self._rings[writable] = (ring, data)
+            control = self._control
+            if self.settings.visibility is Visibility.PRIVATE and self.control_fd >= 0:
+                # Each end over pages of its own, also two ends of one process.
+                control = _map(self.label, self.control_fd, len(control), _READ | _WRITE, False)
+            ring = _core.Ring(control, data, self.control_fd, self.event_fd, f"channel {self.label!r}")
+            known = self._rings[writable] = (ring, data, control)
         return known[0]
 
     @property
@@ -289,10 +293,12 @@ class RingMemory:
         """
         if self._closed:
             return
-        for ring, data in list(self._rings.values()):
+        for ring, data, control in list(self._rings.values()):
             ring.release()
             if data is not self._data:
                 data.close()
+            if control is not self._control:
+                control.close()
         self._rings.clear()
         if self._data is not None:
             self._data.close()
