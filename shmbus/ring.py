@@ -218,7 +218,9 @@ class RingMemory:
 
     @property
     def _ring(self) -> _core.Ring:
-        return self.ring(writable=False)
+        # Over private mappings each end has pages of its own: tell what this process has sent, if it has.
+        private = self.settings.visibility is Visibility.PRIVATE
+        return self.ring(writable=private and True in self._rings)
 
     @property
     def closed(self) -> bool:

@@ -1,149 +1,281 @@
-"""Random kill -9 under load: what ``send`` had returned for is not lost with ``ack="done"``.
+"""Processes that are killed at random under load: nothing that a send had returned for is lost, and the
+others go on.
 
-The oracle is memory that no victim can take along: each producer writes how many of its sends have returned
-into a shared mapping, each consumer marks there what it has finished. Whom to kill, and after how many
-records, comes from a printed seed.
+Producers and consumers (ack="done") run in forked children, round a small channel with two groups. The
+parent kills one at random times with SIGKILL, stops one now and then for a while with SIGSTOP, and puts
+another in the place of whoever is gone. Some of the killed stay zombies until the end.
 
-The long version: ``pytest -m long tests/test_kill.py`` (a thousand kills).
+What has happened is in a ledger in anonymous shared memory, which outlives whoever writes to it. A
+producer notes a record's number after the send of it has returned; a consumer marks a record before it
+asks for the next one, which is what says that it is done. In the end each noted record must have been
+marked in each group. A record that comes as new must come so once, and what one consumer gets as new from
+one producer must come in order.
+
+SHMBUS_TEST_KILLS is the number of kills (40), SHMBUS_TEST_SEED repeats the same choices (though not the
+same moments).
 """
 
+from __future__ import annotations
+
+import contextlib
 import mmap
-import multiprocessing
 import os
 import random
+import select
 import signal
 import struct
-from collections.abc import Callable
-from multiprocessing.process import BaseProcess
-from typing import Final
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 
 import pytest
+from ring_help import forked, opened, until
 
-import shmbus
+from shmbus import Bus, Channel, _core
 
-COUNT: Final = struct.Struct("<Q")
-RECORD: Final = struct.Struct("<II")
-EACH: Final = 50_000  # sends of one producer's life, at most
-FORK: Final = multiprocessing.get_context("fork")
-
-
-def body_of(life: int, sequence: int) -> bytes:
-    return bytes([(life + sequence) & 255]) * (sequence * 37 % 700)
+KILLS = int(os.environ.get("SHMBUS_TEST_KILLS", "40"))
+SEED = int(os.environ.get("SHMBUS_TEST_SEED", "0")) or random.SystemRandom().randrange(1 << 30)
+GROUPS = ("a", "b")
+PRODUCERS, CONSUMERS = 3, 5
+MOST_RECORDS = 1 << 17
+"""Of one producer; it then ends by itself and another comes."""
+HEAD = struct.Struct("<II")
+FRESH, MARKED = 1, 2
 
 
 class Ledger:
-    """What was sent and what was finished, by each life of a producer."""
+    """What was sent and received, in memory that forked children share. Producers are numbered as they come."""
 
-    def __init__(self, lives: int) -> None:
-        self.lives = lives
-        self.sent = mmap.mmap(-1, lives * COUNT.size)
-        self.finished = mmap.mmap(-1, lives * EACH)
+    def __init__(self, most_producers: int) -> None:
+        self.most_producers = most_producers
+        self._sent = mmap.mmap(-1, 8 * most_producers)
+        self._marks = mmap.mmap(-1, len(GROUPS) * most_producers * MOST_RECORDS)
+        self._flags = mmap.mmap(-1, 4096)
 
-    def send_returned(self, life: int, count: int) -> None:
-        COUNT.pack_into(self.sent, life * COUNT.size, count)
+    def stop(self) -> None:
+        self._flags[0] = 1
 
-    def count_of(self, life: int) -> int:
-        return int(COUNT.unpack_from(self.sent, life * COUNT.size)[0])
+    @property
+    def stopping(self) -> bool:
+        return self._flags[0] != 0
+
+    def note_sent(self, producer: int, number: int) -> None:
+        struct.pack_into("<Q", self._sent, 8 * producer, number + 1)
+
+    def sent(self, producer: int) -> int:
+        (count,) = struct.unpack_from("<Q", self._sent, 8 * producer)
+        return int(count)
 
     def total(self) -> int:
-        return sum(self.count_of(life) for life in range(self.lives))
+        return sum(struct.unpack(f"<{self.most_producers}Q", self._sent[:]))
 
-    def lost(self) -> int:
-        return sum(
-            self.finished[life * EACH : life * EACH + self.count_of(life)].count(0)
-            for life in range(self.lives)
-        )
+    def mark(self, group: int, producer: int, number: int, *, fresh: bool) -> None:
+        place = (group * self.most_producers + producer) * MOST_RECORDS + number
+        if fresh:
+            assert not self._marks[place] & FRESH, f"record {producer}/{number} came twice as a new one"
+        self._marks[place] |= MARKED | (FRESH if fresh else 0)
+
+    def lost(self) -> list[str]:
+        """Each record that was sent and not marked by a group."""
+        missing = []
+        for group, name in enumerate(GROUPS):
+            for producer in range(self.most_producers):
+                start = (group * self.most_producers + producer) * MOST_RECORDS
+                marks = self._marks[start : start + self.sent(producer)]
+                if 0 in marks:
+                    missing += [f"{name}: {producer}/{at}" for at, mark in enumerate(marks) if not mark]
+        return missing
 
     def close(self) -> None:
-        self.sent.close()
-        self.finished.close()
+        for memory in (self._sent, self._marks, self._flags):
+            memory.close()
 
 
-def produce(tx: shmbus.Producer, ledger: Ledger, life: int) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    with tx:
-        for sequence in range(EACH):
-            tx.send_bytes(RECORD.pack(life, sequence) + body_of(life, sequence))
-            ledger.send_returned(life, sequence + 1)
+# ---- the children
 
 
-def consume(rx: shmbus.Consumer, ledger: Ledger) -> None:
-    with rx:
+def produce(jobs: Channel, ledger: Ledger, producer: int) -> None:
+    fillers = [bytes(size) for size in range(0, 300, 37)]
+    with jobs.producer() as tx:
+        for number in range(MOST_RECORDS):
+            if ledger.stopping:
+                break
+            tx.send(HEAD.pack(producer, number) + fillers[number % len(fillers)])
+            ledger.note_sent(producer, number)
+
+
+def consume(jobs: Channel, ledger: Ledger, group: int) -> None:
+    last: dict[int, int] = {}
+    with jobs.consumer(GROUPS[group], ack="done") as rx:
         for record in rx:
-            life, sequence = RECORD.unpack_from(record)
-            assert record[RECORD.size :] == body_of(life, sequence), "torn"
-            at = life * EACH + sequence
-            ledger.finished[at] = min(2, ledger.finished[at] + 1)
+            producer, number = HEAD.unpack_from(record)
+            fresh = not rx.redelivered
+            if fresh:
+                assert number > last.get(producer, -1), f"{producer}/{number} after {last[producer]}"
+                last[producer] = number
+            ledger.mark(group, producer, number, fresh=fresh)
 
 
-def wait_for_records(ledger: Ledger, records: int, producers: list[BaseProcess]) -> None:
-    """Until so many more were sent. Gives the processor away between looks: nothing tells it."""
-    target = ledger.total() + records
-    while ledger.total() < target and any(process.is_alive() for process in producers):
-        os.sched_yield()
+# ---- the parent
 
 
-def campaign(kills: int, seed: int) -> None:
-    print("seed", seed)
-    choice = random.Random(seed)
-    ledger = Ledger(lives=2 * kills + 10)
-    channel = shmbus.channel("256 KiB", groups=["workers"])
-    expected = channel.producer()
-    tickets = expected._register(1)
-    life = 0
-    producers: list[BaseProcess] = []
-    consumers: list[BaseProcess] = []
+@dataclass
+class Child:
+    pid: int
+    role: str
+    group: int
+    descriptor: int
 
-    def start_producer() -> None:
-        nonlocal life
-        producers.append(FORK.Process(target=produce, args=(channel.producer(), ledger, life)))
-        producers[-1].start()
-        life += 1
 
-    def start_consumer() -> None:
-        consumers.append(FORK.Process(target=consume, args=(channel.consumer("workers", ack="done"), ledger)))
-        consumers[-1].start()
+@dataclass
+class Campaign:
+    """The children of one run, and what was done to them."""
 
-    for _ in range(3):
-        start_producer()
-        start_consumer()
-    for _ in range(kills):
-        wait_for_records(ledger, choice.randrange(20, 300), producers)
-        kind: tuple[list[BaseProcess], Callable[[], None]] = choice.choice(
-            [(producers, start_producer), (consumers, start_consumer)]
+    jobs: Channel
+    kills: int
+    rng: random.Random
+    ledger: Ledger = field(init=False)
+    children: list[Child] = field(default_factory=list)
+    zombies: list[int] = field(default_factory=list)
+    producers: int = 0
+    killed: dict[str, int] = field(default_factory=lambda: {"producer": 0, "consumer": 0})
+    stopped: int = 0
+
+    def __post_init__(self) -> None:
+        self.ledger = Ledger(3 * self.kills + 10 * PRODUCERS)
+
+    def start(self, role: str, group: int) -> None:
+        body: Callable[[], None]
+        if role == "producer":
+            number, self.producers = self.producers, self.producers + 1
+            assert number < self.ledger.most_producers
+            body = lambda: produce(self.jobs, self.ledger, number)  # noqa: E731
+        else:
+            body = lambda: consume(self.jobs, self.ledger, group)  # noqa: E731
+        pid = forked(body)
+        self.children.append(Child(pid, role, group, os.pidfd_open(pid)))
+
+    def bury(self, child: Child, *expected: int) -> None:
+        """Wait for one that has ended, or will, and see how."""
+        code = os.waitstatus_to_exitcode(os.waitpid(child.pid, 0)[1])
+        assert code in expected, f"{child.role} {child.pid} ended with {code}"
+        os.close(child.descriptor)
+
+    def replace_who_has_ended(self, patience: float) -> None:
+        """For a random while, and whoever ends meanwhile by himself is a producer that has sent all it can."""
+        ended, _, _ = select.select([child.descriptor for child in self.children], [], [], patience)
+        for child in [child for child in self.children if child.descriptor in ended]:
+            self.children.remove(child)
+            self.bury(child, 0)
+            assert child.role == "producer", "a consumer has ended while producers run"
+            self.start(child.role, child.group)
+
+    def kill_one(self) -> None:
+        child = self.children.pop(self.rng.randrange(len(self.children)))
+        os.kill(child.pid, signal.SIGKILL)
+        self.killed[child.role] += 1
+        if self.rng.random() < 0.1:
+            self.zombies.append(child.pid)
+            os.close(child.descriptor)
+        else:
+            self.bury(child, -signal.SIGKILL)
+        self.start(child.role, child.group)
+
+    def stop_one_for_a_while(self) -> None:
+        child = self.rng.choice(self.children)
+        os.kill(child.pid, signal.SIGSTOP)
+        self.stopped += 1
+        others = [other.descriptor for other in self.children if other is not child]
+        select.select(others, [], [], self.rng.uniform(0, 0.02))
+        os.kill(child.pid, signal.SIGCONT)
+
+    def run(self) -> None:
+        memory = self.jobs.memory()
+        (ticket,) = memory.register()
+        for number in range(CONSUMERS):
+            self.start("consumer", number % len(GROUPS))
+        for _ in range(PRODUCERS):
+            self.start("producer", 0)
+        until(lambda: self.ledger.total() > 0)
+        for _ in range(self.kills):
+            self.replace_who_has_ended(self.rng.uniform(0, 0.02))
+            if self.rng.random() < 0.1:
+                self.stop_one_for_a_while()
+            self.kill_one()
+        before = self.ledger.total()
+        until(lambda: self.ledger.total() > before + 1000)  # those who are left go on
+        self.ledger.stop()
+        for role in ("producer", "consumer"):
+            for child in [child for child in self.children if child.role == role]:
+                self.bury(child, 0)
+                self.children.remove(child)
+            if role == "producer":
+                memory.unregister([ticket])
+        for pid in self.zombies:
+            os.waitpid(pid, 0)
+
+    def check(self) -> None:
+        memory = self.jobs.memory()
+        memory.reap()
+        said = self.jobs.stats()
+        dropped = sum(group["dropped"] for group in said["groups"])
+        print(
+            f"seed {SEED}: killed {self.killed}, stopped {self.stopped}, sent {self.ledger.total()}, "
+            f"redelivered {[group['redelivered'] for group in said['groups']]}, dropped {dropped}, "
+            f"aborted {said['aborted']}, reaped {said['reaped']}"
         )
-        victims, start_another = kind
-        victim = victims.pop(choice.randrange(len(victims)))
-        assert victim.pid is not None
-        os.kill(victim.pid, signal.SIGKILL)
-        victim.join()
-        start_another()
-        for process in [process for process in producers if not process.is_alive()]:
-            producers.remove(process)  # it has sent everything
-            start_producer()
-    for process in producers:
-        process.terminate()
-        process.join()
-    expected._unregister(tickets)
-    for process in consumers:
-        process.join()
-    assert [process.exitcode for process in consumers] == [0, 0, 0], "a survivor did not drain and end"
-    assert ledger.total() > kills
-    assert ledger.lost() == 0
-    stats = channel.stats()
-    assert stats["leases"] == []
-    assert stats["participants"] == []
-    print(f"{kills} kills, {ledger.total()} records sent, {stats['groups'][0]['redelivered']} redelivered")
-    channel.detach()
-    ledger.close()
+        lost = self.ledger.lost()
+        assert not lost[:20], f"{len(lost)} records lost"
+        assert dropped == 0
+        assert said["participants"] == said["leases"] == []
+        assert said["used_bytes"] == 0
+        assert sum(self.killed.values()) == self.kills
+
+    def abandon(self) -> None:
+        """After a failure: nobody stays behind."""
+        for child in self.children:
+            os.kill(child.pid, signal.SIGKILL)
+            os.waitpid(child.pid, 0)
+            os.close(child.descriptor)
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-def test_a_kill_at_any_moment_loses_nothing_that_send_returned_for(seed: int) -> None:
-    campaign(kills=25, seed=seed)
+@contextlib.contextmanager
+def slice_of(seconds: float) -> Iterator[None]:
+    before = _core.set_wait_slice(seconds)
+    try:
+        yield
+    finally:
+        _core.set_wait_slice(before)
+
+
+def kill_at_random(jobs: Channel, kills: int) -> None:
+    print(f"seed {SEED} (SHMBUS_TEST_SEED repeats it)")
+    campaign = Campaign(jobs, kills, random.Random(SEED))
+    try:
+        campaign.run()
+        campaign.check()
+    finally:
+        campaign.abandon()
+        campaign.ledger.close()
+
+
+@pytest.mark.parametrize("capacity", ["4 KiB", "64 KiB"])
+def test_killed_at_random_nothing_that_was_sent_is_lost_without_a_broker(capacity: str) -> None:
+    with slice_of(0.01), opened(capacity, groups=GROUPS) as jobs:  # the living find the dead in their waits
+        kill_at_random(jobs, KILLS)
+
+
+def test_killed_at_random_nothing_that_was_sent_is_lost_with_a_broker() -> None:
+    with slice_of(-1), Bus() as bus:  # nobody looks but the broker
+        kill_at_random(bus.channel("jobs", capacity="16 KiB", groups=GROUPS, end="producers"), KILLS)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", [11])
-def test_a_thousand_kills_lose_nothing_that_send_returned_for(seed: int) -> None:
-    campaign(kills=1000, seed=seed)
+def test_a_thousand_killed_at_random_and_nothing_is_lost_without_a_broker() -> None:
+    with slice_of(0.01), opened("16 KiB", groups=GROUPS) as jobs:
+        kill_at_random(jobs, 1000)
+
+
+@pytest.mark.long
+def test_a_thousand_killed_at_random_and_nothing_is_lost_with_a_broker() -> None:
+    with slice_of(-1), Bus() as bus:
+        kill_at_random(bus.channel("jobs", capacity="16 KiB", groups=GROUPS, end="producers"), 1000)

@@ -59,6 +59,7 @@ LONG_FILES: dict[str, str] = {
     "shmbus/_native/receive.c": "one protocol: what a cursor, a lease and an orphan are to each other",
     "shmbus/region.py": "one class, the whole of its face; half of it is what help() says",
     "tests/model/explore.c": "one search, with its theory",
+    "tests/native/test_ring_states.c": "one table of hard states, each set directly",
     "tests/test_broker_process.py": "one process, from its start to its end",
 }
 

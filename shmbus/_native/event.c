@@ -20,7 +20,8 @@
  * ready, and a reaper wakes all.
  *
  * A waker that is killed between W4's clearing and its wake leaves sleepers whose bit is gone. So after a
- * death reapers wake without looking at the bit (event_wake_after_death); found by the model.
+ * death reapers wake without looking at the bit, and without clearing it: one that has no slot, as a broker, is
+ * reaped by nobody when it is killed itself (event_wake_after_death). Both found by the model.
  *
  * ARMED is for a sleeper that waits in poll() instead of a futex: the waker clears it and writes the
  * channel's eventfd. Nobody writes it unarmed.
