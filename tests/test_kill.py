@@ -43,7 +43,7 @@ FRESH, MARKED = 1, 2
 
 
 class Ledger:
-    """What was sent and received, in memory that forked children share. Producers are numbered as they come."""
+    """What was sent and received, in memory that forked children share; producers are numbered."""
 
     def __init__(self, most_producers: int) -> None:
         self.most_producers = most_producers
@@ -161,7 +161,7 @@ class Campaign:
         os.close(child.descriptor)
 
     def replace_who_has_ended(self, patience: float) -> None:
-        """For a random while, and whoever ends meanwhile by himself is a producer that has sent all it can."""
+        """For a random while, and whoever ends by himself is a producer that has sent all it can."""
         ended, _, _ = select.select([child.descriptor for child in self.children], [], [], patience)
         for child in [child for child in self.children if child.descriptor in ended]:
             self.children.remove(child)
