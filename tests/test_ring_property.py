@@ -258,7 +258,7 @@ class ChannelMachine(RuleBasedStateMachine):
 
 
 ChannelMachine.TestCase.settings = settings(
-    database=None, deadline=None, max_examples=80, stateful_step_count=60
+    database=None, deadline=None, max_examples=50, stateful_step_count=50
 )
 TestAChannelIsADequeForEachGroup = ChannelMachine.TestCase
 
